@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Builds the addon (node-gyp), the guest images (cmake-js) and the TypeScript (tsc), each only when its
+// sources changed. As a program: node scripts/build.mjs [--prebuild]
+import { createHash } from 'node:crypto';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { ROOT, run, sayer, script } from './run.mjs';
+
+const bin = (name) => join(ROOT, 'node_modules/.bin', name);
+
+const PARTS = [
+  {
+    name: 'addon',
+    sources: ['binding.gyp', 'native'],
+    product: 'build/Release/nvmx.node',
+    make: () =>
+      run(bin('node-gyp'), ['rebuild', '--release', '-j', '2'], 'building the addon', nodeHeaders()),
+  },
+  {
+    name: 'guest images',
+    sources: ['CMakeLists.txt', 'guests'],
+    product: 'out/cmake/guests/l1.elf',
+    make: () =>
+      run(bin('cmake-js'), ['compile', '--out', 'out/cmake'], 'building the guest images', nodeHeaders()),
+  },
+  {
+    name: 'TypeScript',
+    sources: ['tsconfig.json', 'lib'],
+    product: 'dist/cli/main.js',
+    make: () => {
+      rmSync(join(ROOT, 'dist'), { recursive: true, force: true });
+      run(bin('tsc'), ['-p', 'tsconfig.json'], 'compiling TypeScript');
+    },
+  },
+];
+
+export function build(say) {
+  for (const part of PARTS) {
+    const stamp = join(ROOT, 'out/stamps', part.name.replace(/\W/g, '-'));
+    const hash = digest(['package-lock.json', ...part.sources]);
+    if (existsSync(join(ROOT, part.product)) && existsSync(stamp) && readFileSync(stamp, 'utf8') === hash)
+      continue;
+    say(`building the ${part.name}`);
+    part.make();
+    mkdirSync(dirname(stamp), { recursive: true });
+    writeFileSync(stamp, hash);
+  }
+}
+
+/** Makes prebuilds/: the stripped addon and the guest images, as they go into the package. */
+export function prebuild(say) {
+  build(say);
+  say('making prebuilds');
+  run(
+    bin('prebuildify'),
+    ['--napi', '--strip', '--name', 'node.napi', '--artifacts', 'out/cmake/guests'],
+    'prebuildify',
+    nodeHeaders(),
+  );
+  // prebuildify moved the addon away: the next build makes build/ again.
+  rmSync(join(ROOT, 'out/stamps/addon'), { force: true });
+}
+
+/** node-gyp and cmake-js download headers unless told that this Node's own are beside it. */
+function nodeHeaders() {
+  const prefix = dirname(dirname(process.execPath));
+  const there = existsSync(join(prefix, 'include/node/node.h'));
+  return there ? { npm_config_nodedir: prefix } : {};
+}
+
+function digest(paths) {
+  const hash = createHash('sha256').update(process.version);
+  for (const path of paths.flatMap((path) => files(path))) {
+    hash
+      .update(path)
+      .update('\0')
+      .update(readFileSync(join(ROOT, path)))
+      .update('\0');
+  }
+  return hash.digest('hex');
+}
+
+function files(path) {
+  const full = join(ROOT, path);
+  if (!existsSync(full)) throw new Error(`${path} is missing from this copy of the project`);
+  const entries = readdirSync(dirname(full), { withFileTypes: true });
+  const entry = entries.find((one) => join(dirname(full), one.name) === full);
+  if (!entry?.isDirectory()) return [path];
+  return readdirSync(full, { withFileTypes: true, recursive: true })
+    .filter((one) => one.isFile())
+    .map((one) => join(one.parentPath ?? one.path, one.name).slice(ROOT.length + 1))
+    .sort();
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1]).href) {
+  await script(() => (process.argv.includes('--prebuild') ? prebuild : build)(sayer()));
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+import { spawnSync } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+
+export const ROOT = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '');
+
+/**
+ * Runs a program in the project folder, quietly; what it printed is shown only when it fails.
+ */
+export function run(command, args, what, env = {}) {
+  const done = spawnSync(command, args, {
+    cwd: ROOT,
+    env: { ...process.env, ...env },
+    encoding: 'utf8',
+    maxBuffer: 64 * 1024 * 1024,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  if (done.error) throw new Error(`${what}: ${command} does not start: ${done.error.message}`);
+  if (done.status !== 0) {
+    const text = `${done.stdout}${done.stderr}`.trim().split('\n').slice(-40).join('\n');
+    const how = done.signal ? `was ended by ${done.signal}` : `failed with status ${done.status}`;
+    throw new Error(`${what} ${how}:\n${text}`);
+  }
+  return done.stdout;
+}
+
+/** Runs the main function of a script: a failure is one message and exit status 3, not a stack trace. */
+export async function script(main) {
+  try {
+    process.exitCode = (await main()) ?? 0;
+  } catch (error) {
+    process.stderr.write(`nvmx: ${error.message}\n`);
+    process.exitCode = 3;
+  }
+}
+
+/** One line of progress with the time since the start. */
+export function sayer() {
+  const begin = Date.now();
+  return (text) =>
+    process.stderr.write(`[${((Date.now() - begin) / 1000).toFixed(0).padStart(3)} s] ${text}\n`);
+}
