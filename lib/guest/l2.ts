@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import type { Exit } from '../kvm/index.ts';
+import { abi, RecordView } from './abi.ts';
+import type { PostedInterruptDescriptor, VirtualApicPage } from './apic_pages.ts';
+import { Batch, type EnterMode } from './batch.ts';
+import type { VmxControls } from './controls.ts';
+import { GuestProtocolError } from './errors.ts';
+import { encodeEvent, type InjectedEvent } from './event.ts';
+import { EVMCS_REVISION, Evmcs } from './evmcs.ts';
+import { type ExitReason, exitReasonCode, exitReasonName } from './exit_reasons.ts';
+import type { IoBitmap } from './io_bitmap.ts';
+import type { L1 } from './l1.ts';
+import type { L1Vcpu, RunOptions, VcpuStop } from './l1_vcpu.ts';
+import { type L2Options, L2Structures } from './l2_options.ts';
+import { controlFields, guestState } from './l2_vmcs.ts';
+import { PAGE_SIZE } from './layout.ts';
+import type { MsrBitmap } from './msr_bitmap.ts';
+import type { L2Program } from './program.ts';
+import { readExit, type VmExit } from './vm_exit.ts';
+import { Vmcs } from './vmcs.ts';
+import { vmcsAccess } from './vmcs_access.ts';
+import type { VmcsField } from './vmcs_fields.ts';
+
+const STACK_PAGES = 2;
+
+/**
+ * What L1 does at an exit, after counting it: `return` ends the enter, `advance` also moves RIP past the instruction,
+ * `skip` moves RIP and resumes, `resume` just resumes.
+ */
+export type ExitAction = 'return' | 'advance' | 'skip' | 'resume';
+export type ExitPolicy = Partial<Record<ExitReason, ExitAction>>;
+
+const ACTIONS = {
+  return: abi.POLICY_RETURN,
+  advance: abi.POLICY_ADVANCE,
+  skip: abi.POLICY_SKIP,
+  resume: abi.POLICY_RESUME,
+} as const;
+/** A hypercall is over when L1 has seen it; any other exit is left to whoever reads it. */
+const DEFAULT_POLICY: ExitPolicy = { vmcall: 'advance' };
+
+export interface EnterOptions extends RunOptions {
+  /** VMLAUNCH, VMRESUME, or what the launch state asks for (the default). */
+  mode?: EnterMode;
+  /** By exit reason; of those not named, `vmcall` is `advance` and all others are `return`. */
+  policy?: ExitPolicy;
+  /** Return after this many VM entries whatever the policy says. */
+  limit?: number;
+  /** Run it on this L1 vCPU, moving the VMCS there first. */
+  on?: number;
+}
+
+export type L2Stop =
+  /** L2 wrote the sync port and is active (nested guest mode). */
+  | { kind: 'sync'; value: number }
+  /** A VM exit that ended the enter. `counts` are those of this L2 so far; `entries` of this enter. */
+  | { kind: 'exit'; exit: VmExit; entries: number; counts: Map<string, number> }
+  /** KVM_RUN came back with something L2 did not mean for userspace. */
+  | { kind: 'kvm-exit'; exit: Exit };
+
+/** Proof of execution, from L2 itself. */
+export interface L2Progress {
+  /** Operations completed. */
+  executed: number;
+  /** Index of the operation under way. */
+  pc: number;
+  /** The program's end was reached. */
+  done: boolean;
+  /** Values folded into the checksum. */
+  folds: number;
+  checksum: bigint;
+  /** The value folded last. */
+  last: bigint;
+}
+
+/** A nested guest: a VMCS, its memory, and where it is loaded. */
+export class L2 {
+  readonly l1: L1;
+  readonly options: L2Options;
+  readonly program: L2Program;
+  /** Guest-physical address of the VMCS. */
+  readonly vmcs: number;
+  /** The L2 area of abi.h: registers, policy, counts. */
+  readonly area: RecordView<'l2'>;
+  /** L2's own control page. */
+  readonly control: RecordView<'control'>;
+  /** The fields of its VMCS by name. */
+  readonly fields: Vmcs;
+  /** The enlightened VMCS, with `evmcs`: its memory, whatever the state of L2. */
+  readonly evmcs: Evmcs | undefined;
+  /** EPT, bitmaps, APIC pages and MSR lists. */
+  readonly structures: L2Structures;
+  readonly #controls: VmxControls;
+  readonly #stackTop: number;
+  /** Where the VMCS is active, or was last. */
+  #cpu: L1Vcpu;
+  #isCleared = true;
+  /** Whose host state the VMCS holds. */
+  #hostOf: L1Vcpu | undefined;
+  #entering: { index: number; instruction: string } | undefined;
+
+  /** @internal Made by L1.createL2. */
+  constructor(l1: L1, controls: VmxControls, cpu: L1Vcpu, options: L2Options, program: L2Program) {
+    if (options.evmcs && cpu.vpAssist === undefined) {
+      throw new GuestProtocolError('an enlightened VMCS needs an L1 that was booted with { evmcs: true }');
+    }
+    this.l1 = l1;
+    this.options = options;
+    this.program = program;
+    this.#controls = controls;
+    this.#cpu = cpu;
+    const memory = l1.memory.buffer;
+    const allocate = (pages?: number) => l1.allocate(pages);
+    const at = (gpa: number, length: number) => l1.memoryAt(gpa, length);
+    this.structures = new L2Structures({ memory, allocate, at, ept: l1.ept }, options);
+    this.vmcs = l1.allocate();
+    this.area = new RecordView(memory, 'l2', l1.allocate());
+    this.control = new RecordView(memory, 'control', l1.allocate());
+    this.#stackTop = l1.allocate(STACK_PAGES) + STACK_PAGES * PAGE_SIZE;
+    const ops = l1.allocate(Math.ceil(program.byteLength / PAGE_SIZE));
+    program.store(memory, ops);
+    // L2 finds its page by GS.base: an interrupt may come before its first instruction
+    this.control.setU64('self', this.control.gpa);
+    this.control.setU64('ops', ops);
+    this.control.setU64('checksum', abi.CHECKSUM_SEED);
+    this.control.setU64('eoi', options.autoEoi === 'x2apic' ? 1 : (options.autoEoi ?? 0));
+    this.area.setU64('regs', this.control.gpa, 7);
+    if (options.evmcs) {
+      this.evmcs = new Evmcs(memory, this.vmcs);
+      this.evmcs.revision = EVMCS_REVISION;
+      this.area.setU64('evmcs', this.vmcs);
+    } else {
+      new DataView(memory).setUint32(this.vmcs, controls.revision, true);
+    }
+    this.fields = new Vmcs(vmcsAccess(this));
+  }
+
+  get msrBitmap(): MsrBitmap | undefined {
+    return this.structures.msrBitmap;
+  }
+
+  get ioBitmap(): IoBitmap | undefined {
+    return this.structures.ioBitmap;
+  }
+
+  /** Guest-physical address of the virtual-APIC page. */
+  get virtualApic(): number | undefined {
+    return this.structures.virtualApic?.gpa;
+  }
+
+  /** The registers in the virtual-APIC page. */
+  get vapic(): VirtualApicPage | undefined {
+    return this.structures.virtualApic;
+  }
+
+  get postedInterrupts(): PostedInterruptDescriptor | undefined {
+    return this.structures.postedInterrupts;
+  }
+
+  /** @internal VMCLEAR, VMPTRLD and every field. */
+  async initialize(): Promise<void> {
+    const { entry, apicAccess, fields = {}, pageTables } = this.options;
+    const { l2: image } = this.l1.images;
+    const symbol = (name: string) => image.symbol(name);
+    const state = guestState({
+      entry: entry ?? image.entry,
+      stackTop: this.#stackTop,
+      control: this.control.gpa,
+      gdt: symbol('gdt'),
+      idt: symbol('idt'),
+      cr3: (pageTables ?? this.l1.pageTables).root,
+    });
+    const controls = controlFields(this.#controls, this.structures.controls);
+    // L1 must see accesses to this page alone, whatever surrounds it (SDM vol. 3, 30.4.6.1)
+    if (apicAccess !== undefined) this.structures.ept?.split(apicAccess);
+    const chosen = Object.entries(fields) as [VmcsField, bigint | number][];
+    if (!this.evmcs) await this.#cpu.vmclear(this.vmcs, this.area.gpa);
+    await this.load();
+    const values: Partial<Record<VmcsField, bigint | number>> = {};
+    for (const [field, value] of [...controls, ...state, ...chosen]) values[field] = value;
+    await this.fields.writeAll(values);
+  }
+
+  /** The L1 vCPU it is loaded on, or was last. */
+  get cpu(): L1Vcpu {
+    return this.#cpu;
+  }
+
+  /** VMLAUNCH is behind it, VMRESUME is next. */
+  get launched(): boolean {
+    return this.area.u32('launched') !== 0;
+  }
+
+  /** L2 is active or in the middle of an enter: continue() comes next. */
+  get entered(): boolean {
+    return this.#entering !== undefined;
+  }
+
+  /** VMCLEAR where it is loaded. */
+  async vmclear(): Promise<void> {
+    await this.#cpu.vmclear(this.vmcs, this.area.gpa);
+    this.#isCleared = true;
+  }
+
+  /**
+   * VMPTRLD on a vCPU, and the host state if it is another vCPU's than before.
+   * @throws GuestProtocolError when it is still active on another vCPU: vmclear() first, or enter({ on })
+   */
+  async load(index: number = this.#cpu.index): Promise<void> {
+    const cpu = this.l1.cpu(index);
+    if (cpu !== this.#cpu && !this.#isCleared) {
+      throw new GuestProtocolError(
+        `the VMCS is active on L1 vCPU ${this.#cpu.index}: VMCLEAR it there before VMPTRLD on ${index}`,
+      );
+    }
+    await this.#prepare(cpu);
+    await cpu.executeAll(this.#loading(cpu));
+    this.#loaded(cpu);
+  }
+
+  async #prepare(cpu: L1Vcpu): Promise<void> {
+    if (!cpu.inVmxOperation) await this.l1.vmxon(cpu.index);
+    if (this.structures.needsApic && !cpu.inX2apicMode) await cpu.x2apicEnable();
+    const other = cpu.current === this.vmcs ? undefined : this.l1.l2Of(cpu.current);
+    // KVM drops a VMCS that is current when an enlightened one takes over, and the other way round (TLFS)
+    if (other && (other.evmcs || this.evmcs)) await other.vmclear();
+  }
+
+  #loading(cpu: L1Vcpu): Batch {
+    const batch = new Batch();
+    if (cpu.current !== this.vmcs || this.#isCleared) {
+      if (cpu.vpAssist !== undefined) cpu.enlighten(batch, this.evmcs && this.vmcs);
+      if (!this.evmcs) batch.vmptrld(this.vmcs);
+    }
+    if (this.#hostOf !== cpu) batch.hostState(this.area.gpa);
+    return batch;
+  }
+
+  #loaded(cpu: L1Vcpu): void {
+    if (this.evmcs) cpu.setEvmcs(this.vmcs);
+    this.#cpu = cpu;
+    this.#hostOf = cpu;
+    this.#isCleared = false;
+  }
+
+  /**
+   * Runs L2 to the next stop. Each VM entry is one VMLAUNCH or VMRESUME and nothing else: `nested_run` + 1. A VMCS
+   * that is not current is loaded first, in the same batch.
+   * @throws VmxError when the entry failed with VMfail, GuestFault for an exception in L1 or L2
+   */
+  async enter(options: EnterOptions = {}): Promise<L2Stop> {
+    const { mode = 'auto', policy = {}, limit = 0, on } = options;
+    if (this.#entering)
+      throw new GuestProtocolError('this L2 is in the middle of an enter(): continue() it first');
+    const cpu = on === undefined ? this.#cpu : this.l1.cpu(on);
+    if (cpu !== this.#cpu && !this.#isCleared) await this.vmclear();
+    await this.#prepare(cpu);
+    this.setPolicy(policy);
+    const willLaunch = mode === 'launch' || (mode === 'auto' && !this.launched);
+    const batch = this.#loading(cpu);
+    this.#entering = { index: batch.length, instruction: willLaunch ? 'VMLAUNCH' : 'VMRESUME' };
+    batch.enter(this.area.gpa, mode, limit);
+    return this.#take(() => cpu.start(batch, options), cpu);
+  }
+
+  /** Runs on after a `sync` or `kvm-exit` stop. */
+  async continue(options: RunOptions = {}): Promise<L2Stop> {
+    if (!this.#entering) throw new GuestProtocolError('this L2 has nothing to continue: enter() it');
+    return this.#take(() => this.#cpu.continue(options), this.#cpu);
+  }
+
+  async #take(run: () => Promise<VcpuStop>, cpu: L1Vcpu): Promise<L2Stop> {
+    // From here on the VMCS may be current on `cpu`, whatever comes of the entry
+    this.#loaded(cpu);
+    let stop: VcpuStop;
+    try {
+      stop = await run();
+    } finally {
+      if (!cpu.busy) this.#leave();
+    }
+    if (stop.kind !== 'done') return stop;
+    const { index, instruction } = this.#left!;
+    for (const [i, result] of stop.results.entries())
+      cpu.check(result, i === index ? instruction : result.command);
+    const entries = Number(stop.results[index]!.values[1]);
+    return { kind: 'exit', exit: readExit(this.area), entries, counts: this.exitCounts() };
+  }
+
+  #left: { index: number; instruction: string } | undefined;
+
+  #leave(): void {
+    this.#left = this.#entering;
+    this.#entering = undefined;
+  }
+
+  /** Sets what L1 does at exits; enter() does it too. Only batches made by hand need it. */
+  setPolicy(policy: ExitPolicy): void {
+    for (let code = 0; code < abi.EXIT_REASONS; code += 1) this.area.setU8('policy', abi.POLICY_RETURN, code);
+    for (const [reason, action] of Object.entries({ ...DEFAULT_POLICY, ...policy }) as [
+      ExitReason,
+      ExitAction,
+    ][]) {
+      const value = ACTIONS[action];
+      if (value === undefined) throw new TypeError(`"${action}" is not an exit action`);
+      this.area.setU8('policy', value, exitReasonCode(reason));
+    }
+  }
+
+  /** VM exits with this reason that L1 has seen, since the L2 was made. */
+  exitCount(reason: ExitReason): number {
+    return Number(this.area.u64('counts', exitReasonCode(reason)));
+  }
+
+  /** All VM exits that L1 has seen, by reason. */
+  exitCounts(): Map<string, number> {
+    const counts = new Map<string, number>();
+    for (let code = 0; code < abi.EXIT_REASONS; code += 1) {
+      const count = Number(this.area.u64('counts', code));
+      if (count > 0) counts.set(exitReasonName(code), count);
+    }
+    return counts;
+  }
+
+  /** Successful VM entries since the L2 was made, and TSC ticks from just before one to just after its exit. */
+  get timing(): { entries: number; min: bigint; max: bigint; total: bigint } {
+    return {
+      entries: Number(this.area.u64('entries')),
+      min: this.area.u64('tsc_min'),
+      max: this.area.u64('tsc_max'),
+      total: this.area.u64('tsc_total'),
+    };
+  }
+
+  get progress(): L2Progress {
+    return {
+      executed: Number(this.control.u64('executed')),
+      pc: this.control.u32('pc'),
+      done: this.control.u32('done') !== 0,
+      folds: Number(this.control.u64('folds')),
+      checksum: this.control.u64('checksum'),
+      last: this.control.u64('last'),
+    };
+  }
+
+  /** VMREAD of this L2's VMCS, loading it first if it is not current. */
+  async vmread(field: VmcsField | number): Promise<bigint> {
+    return this.fields.read(field);
+  }
+
+  /** VMWRITE to this L2's VMCS, loading it first if it is not current. */
+  async vmwrite(field: VmcsField | number, value: bigint | number): Promise<void> {
+    await this.fields.write(field, value);
+  }
+
+  /** Has the next VM entry deliver an event (SDM vol. 3, 27.6). One VM exit clears it again. */
+  async inject(event: InjectedEvent): Promise<void> {
+    const { info, errorCode, length } = encodeEvent(event);
+    await this.fields.writeAll({
+      VM_ENTRY_EXCEPTION_ERROR_CODE: errorCode,
+      VM_ENTRY_INSTRUCTION_LEN: length,
+      VM_ENTRY_INTR_INFO_FIELD: info,
+    });
+  }
+
+  /** Interrupts (or NMIs, vector 2) that L2 itself took. */
+  interruptCount(vector: number): number {
+    return this.control.u32('irq_counts', vector);
+  }
+
+  /** GUEST_INTR_STATUS: the vector requested next (RVI) and the one in service (SVI). */
+  async interruptStatus(): Promise<{ requested: number; inService: number }> {
+    const status = Number(await this.fields.read('GUEST_INTR_STATUS'));
+    return { requested: status & 0xff, inService: status >> 8 };
+  }
+
+  /** Sets RVI and SVI. */
+  async setInterruptStatus(status: { requested?: number; inService?: number }): Promise<void> {
+    const { requested, inService } = { ...(await this.interruptStatus()), ...status };
+    await this.fields.write('GUEST_INTR_STATUS', (inService << 8) | requested);
+  }
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+import { readFileSync } from 'node:fs';
+import { describe, expect, test } from 'vitest';
+import { abi, RecordView, records } from '../../lib/guest/abi.ts';
+
+/** What the C compiler says of guests/abi.h; the guest build writes it. */
+interface CompiledAbi {
+  constants: Record<string, string>;
+  records: Record<string, { size: number; fields: Record<string, [number, number]> }>;
+}
+const compiled = JSON.parse(
+  readFileSync(new URL('../../out/cmake/abi.json', import.meta.url), 'utf8'),
+) as CompiledAbi;
+
+describe('lib/guest/abi.ts and guests/abi.h', () => {
+  test('have the same constants', () => {
+    const ours = Object.fromEntries(Object.entries(abi).map(([name, value]) => [name, String(value)]));
+    expect(ours).toEqual(compiled.constants);
+  });
+
+  test('have the same records: fields, offsets, sizes', () => {
+    expect(records).toEqual(compiled.records);
+  });
+});
+
+test('a record view reads and writes little-endian at its offsets', () => {
+  const memory = new ArrayBuffer(8192);
+  const cpu = new RecordView(memory, 'cpu', 4096);
+  cpu.setU32('irq_counts', 0x0102_0304, 3);
+  const at = 4096 + records.cpu.fields.irq_counts[0] + 12;
+  expect([...new Uint8Array(memory, at, 4)]).toEqual([4, 3, 2, 1]);
+  cpu.inner('fault', 'fault').setU64('cr2', 0xffff_ffff_ffff_ffffn);
+  expect(cpu.inner('fault', 'fault').u64('cr2')).toBe(0xffff_ffff_ffff_ffffn);
+  expect(() => new RecordView(memory, 'cpu', 8192 - 16)).toThrow(RangeError);
+});

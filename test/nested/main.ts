@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// All nested tests in one process: in the lab every process start costs seconds.
+import './controls.nested.ts';
+import './evmcs.nested.ts';
+import './kvm_state.nested.ts';
+import './options.nested.ts';
+import './run.nested.ts';
+import './schedule.nested.ts';
+import './state.nested.ts';
+import './switch.nested.ts';
+import './vmfail.nested.ts';
