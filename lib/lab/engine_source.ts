@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+import { createHash } from 'node:crypto';
+
+/** One correction of the emulator's source: `find` must occur in the file exactly once. */
+export interface SourceEdit {
+  readonly file: string;
+  readonly why: string;
+  readonly find: string;
+  readonly replace: string;
+}
+
+export const SOURCE_EDITS: readonly SourceEdit[] = [
+  {
+    file: 'cpu/vmx.cc',
+    why: 'a posted-interrupt descriptor is 64-byte aligned (SDM 27.2.1.1), not page aligned; KVM puts it anywhere',
+    find: 'if (! IsValidPageAlignedPhyAddr(vm->pid_addr)) {',
+    replace: 'if (! IsValidPhyAddr(vm->pid_addr) || (vm->pid_addr & 0x3f) != 0) {',
+  },
+  {
+    file: 'memory/misc_mem.cc',
+    why: 'a memory image longer than one block must be read block by block: blocks need not be neighbours',
+    find: 'ret = read(fd, (bx_ptr_t) BX_MEM_THIS get_vector(offset), size);',
+    replace: `unsigned long room = BX_MEM_THIS block_size - (offset & (BX_MEM_THIS block_size - 1));
+    ret = read(fd, (bx_ptr_t) BX_MEM_THIS get_vector(offset), size < room ? size : room);`,
+  },
+];
+
+export const CONFIGURE_OPTIONS: readonly string[] = [
+  '--enable-cpu-level=6',
+  '--enable-x86-64',
+  '--enable-vmx=2',
+  '--enable-svm',
+  '--enable-avx',
+  '--enable-evex',
+  '--enable-all-optimizations',
+  '--enable-pci',
+  '--enable-smp',
+  '--disable-debugger',
+  '--disable-plugins',
+  '--disable-docbook',
+  '--with-nogui',
+];
+export const COMPILER_FLAGS = '-O3';
+
+/** @throws Error when the text to replace is not there exactly once: then the source is not the one we know */
+export function applyEdit(source: string, edit: SourceEdit): string {
+  const count = source.split(edit.find).length - 1;
+  if (count !== 1) {
+    throw new Error(`${edit.file}: the text to correct occurs ${count} times instead of once (${edit.find})`);
+  }
+  return source.replace(edit.find, () => edit.replace);
+}
+
+/** Stands for everything a build is made from. */
+export function buildKey(): string {
+  const parts = JSON.stringify([SOURCE_EDITS, CONFIGURE_OPTIONS, COMPILER_FLAGS]);
+  return createHash('sha256').update(parts).digest('hex').slice(0, 12);
+}
+
+export interface SourceFile {
+  readonly version: string;
+  readonly name: string;
+  readonly size: number;
+  readonly sha256: string;
+}
+
+/** Finds the upstream tarball of a given upstream version in the output of `apt-cache showsrc`. */
+export function findTarball(showsrc: string, upstream: string): SourceFile | undefined {
+  for (const record of showsrc.split(/\n(?=Package: )/)) {
+    const version = /^Version: (.+)$/m.exec(record)?.[1];
+    if (!version?.startsWith(`${upstream}-`)) continue;
+    const sums = /^Checksums-Sha256:\s*\n((?: .+\n?)+)/m.exec(record)?.[1] ?? '';
+    const line = sums.split('\n').map((text) => text.trim().split(/\s+/));
+    const found = line.find((fields) => /\.orig\.tar\.\w+$/.test(fields[2] ?? ''));
+    if (found) return { version, name: found[2]!, size: Number(found[1]), sha256: found[0]! };
+  }
+  return undefined;
+}

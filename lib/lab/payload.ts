@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+import { createHash } from 'node:crypto';
+import { closeSync, existsSync, openSync, readdirSync, readSync, realpathSync, statSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { dirname, join, relative } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { cacheEntry, listFiles, type Progress } from './cache.ts';
+import { CpioWriter } from './cpio.ts';
+import { LabError } from './errors.ts';
+import { PACKAGE_FOLDER } from './init_script.ts';
+import type { KernelModule } from './modules.ts';
+import { packageFile } from './packages.ts';
+import { run } from './process.ts';
+
+/** Root of the installed package: this file is lib/lab/payload.ts or dist/lab/payload.js. */
+const PACKAGE_ROOT = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
+
+/** What goes into the machine of the package itself, where it is there: code, addon, guest images. */
+const PACKAGE_PARTS: readonly (readonly [folder: string, wanted: RegExp])[] = [
+  ['dist', /\.js$/],
+  ['prebuilds', /./],
+  ['build/Release', /\.node$/],
+  ['out/cmake/guests', /\.elf$/],
+];
+
+export type Files = Readonly<Record<string, string>>;
+
+/** Files of the package by their place inside the machine. */
+export async function packageFiles(root = PACKAGE_ROOT): Promise<Files> {
+  const files: Record<string, string> = {};
+  for (const [folder, wanted] of PACKAGE_PARTS) {
+    if (!existsSync(join(root, folder))) continue;
+    for (const file of await listFiles(join(root, folder))) {
+      if (wanted.test(file)) files[join(PACKAGE_FOLDER, relative(root, file))] = file;
+    }
+  }
+  files[join(PACKAGE_FOLDER, 'package.json')] = join(root, 'package.json');
+  return files;
+}
+
+/** The shared libraries a program needs, by the paths it looks for. */
+export async function librariesOf(programs: readonly string[], signal?: AbortSignal): Promise<string[]> {
+  const listed = await run('ldd', programs, { signal });
+  const missing = /^\s*(\S+) => not found/m.exec(listed.stdout)?.[1];
+  if (missing)
+    throw new LabError('the lab cannot run this program', `${missing} is not installed`, 'install it');
+  return [
+    ...new Set([...listed.stdout.matchAll(/(?:=> |^\s*)(\/\S+) \(0x/gm)].map((found) => found[1]!)),
+  ].sort();
+}
+
+/**
+ * The part of the initramfs that is the same in every run: Node and its libraries. About 105 MB, in the cache.
+ */
+export async function nodeArchive(progress: Progress): Promise<string> {
+  const node = realpathSync(process.execPath);
+  const files = [node, ...(await librariesOf([node], progress.signal))];
+  const identity = files.map((file) => {
+    const { size, mtimeMs } = statSync(file);
+    return [file, size, mtimeMs];
+  });
+  const key = createHash('sha256').update(JSON.stringify(identity)).digest('hex').slice(0, 12);
+  const entry = await cacheEntry(`node/${process.version}-${key}`, progress, async (folder) => {
+    progress.onProgress?.(`packing Node ${process.version} for the machine`);
+    const archive = await CpioWriter.create(join(folder, 'node.cpio'));
+    try {
+      for (const [index, file] of files.entries()) {
+        await archive.file(index === 0 ? '/usr/bin/node' : file, await readFile(file));
+      }
+      await archive.end();
+    } catch (error) {
+      await archive.abandon();
+      throw error;
+    }
+    return { node: process.version, files };
+  });
+  return join(entry.folder, 'node.cpio');
+}
+
+export interface JobArchive {
+  readonly init: string;
+  readonly modules: readonly KernelModule[];
+  /** Outside file or folder by its absolute place inside. */
+  readonly files: Files;
+}
+
+/** The part of the initramfs that belongs to one run: init, busybox, modules, the package and the job's files. */
+export async function writeJobArchive(path: string, job: JobArchive, progress: Progress): Promise<number> {
+  const busybox = await staticBusybox(progress);
+  const archive = await CpioWriter.create(path);
+  try {
+    for (const folder of ['dev', 'proc', 'sys', 'tmp', 'root', 'bin', 'modules', PACKAGE_FOLDER]) {
+      await archive.folder(folder);
+    }
+    await archive.console();
+    await archive.file('/init', job.init);
+    await archive.file('/bin/busybox', await readFile(busybox));
+    for (const module of job.modules) await archive.file(`/modules/${module.name}.ko`, module.data);
+    await archive.file('/modules/order', job.modules.map((module) => `${module.name}\n`).join(''));
+    for (const [inside, outside] of Object.entries(await withLibraries(expandFolders(job.files), progress))) {
+      await archive.file(inside, await readFile(outside));
+    }
+    return await archive.end();
+  } catch (error) {
+    await archive.abandon();
+    throw error;
+  }
+}
+
+/** A busybox without shared libraries: nothing else is there yet when it starts. */
+async function staticBusybox(progress: Progress): Promise<string> {
+  const paths = ['/bin/busybox', '/usr/bin/busybox'];
+  const installed = paths.find((path) => existsSync(path));
+  if (installed && !/=>/.test((await run('ldd', [installed])).stdout)) return installed;
+  return await packageFile('busybox-static', paths, progress);
+}
+
+function expandFolders(files: Files): Record<string, string> {
+  const all: Record<string, string> = {};
+  for (const [inside, outside] of Object.entries(files)) {
+    if (!existsSync(outside)) throw new LabError('a file for the lab is missing', outside, 'check its path');
+    if (!statSync(outside).isDirectory()) all[inside] = outside;
+    else
+      for (const name of readdirSync(outside))
+        Object.assign(all, expandFolders({ [join(inside, name)]: join(outside, name) }));
+  }
+  return all;
+}
+
+/** Adds the shared libraries of addons and programs that Node itself does not bring along. */
+async function withLibraries(
+  files: Record<string, string>,
+  { signal }: Progress,
+): Promise<Record<string, string>> {
+  const programs = Object.values(files).filter((file) => file.endsWith('.node') || isProgram(file));
+  if (programs.length === 0) return files;
+  const known = new Set(await librariesOf([realpathSync(process.execPath)], signal));
+  const more = (await librariesOf(programs, signal)).filter((library) => !known.has(library));
+  return { ...files, ...Object.fromEntries(more.map((library) => [library, library])) };
+}
+
+function isProgram(path: string): boolean {
+  if ((statSync(path).mode & 0o111) === 0) return false;
+  const file = openSync(path, 'r');
+  try {
+    const magic = Buffer.alloc(4);
+    return readSync(file, magic) === 4 && magic.toString('latin1') === '\x7fELF';
+  } finally {
+    closeSync(file);
+  }
+}
