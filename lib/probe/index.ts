@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+export { type Conclusion, conclude } from './conclude.ts';
+export {
+  type Fingerprint,
+  type FingerprintSources,
+  fingerprint,
+  type PatchFinding,
+} from './fingerprint.ts';
+export { type CpuProbe, type HostProbe, type KvmProbe, probeHost } from './host.ts';
+export {
+  CONTEXT_STATS,
+  CONTEXTS_PER_CPU,
+  type KernelKind,
+  SERIES,
+  type SeriesPatch,
+  type Trace,
+} from './series.ts';
