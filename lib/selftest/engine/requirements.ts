@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import { type ControlName, MissingControlError } from '../../guest/index.ts';
+import { KvmUnsupportedError } from '../../kvm/index.ts';
+import type { Requirement } from './model.ts';
+
+/** /dev/kvm opens and is driven by kvm_intel with nesting on. */
+export const nestedVmx: Requirement = {
+  name: 'nested VMX',
+  missing: (probe) => (probe.nestedVmx.usable ? undefined : `nested VMX: ${probe.nestedVmx.reason}`),
+};
+
+/** A VMX control the kernel must offer L1, by its name in the probe, such as `secondary.enable-vpid`. */
+export function vmxControl(name: ControlName): Requirement {
+  return {
+    name: `VMX control ${name}`,
+    missing: (probe) =>
+      probe.vmxControls[name]
+        ? undefined
+        : `VMX control ${name} is not offered to L1 by this kernel and CPU (see nvmx probe)`,
+  };
+}
+
+/** Binary statistics by file descriptor: counts of nested entries come from there. */
+export const binaryStats: Requirement = {
+  name: 'KVM_CAP_BINARY_STATS_FD',
+  missing: (probe) =>
+    probe.kvm.capabilities['KVM_CAP_BINARY_STATS_FD']
+      ? undefined
+      : 'KVM_CAP_BINARY_STATS_FD is missing: a kernel from 5.14 on has it',
+};
+
+/** True for an error that means "this machine lacks a feature", which a test turns into a skip. */
+export function isMissingFeature(error: unknown): error is Error {
+  return error instanceof KvmUnsupportedError || error instanceof MissingControlError;
+}

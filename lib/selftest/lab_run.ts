@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+import { LabError, type LabOptions, type LabResult, runInLab } from '../lab/index.ts';
+import type { MachineInfo, RunEvent, Selftest, TestResult } from './engine/model.ts';
+import type { Settings } from './engine/parameters.ts';
+import { type Cursor, hasRounds, isFailure, type RunOptions } from './engine/runner.ts';
+import { expectationFor } from './engine/verdict.ts';
+import { type AgentJob, decodeEvent } from './protocol.ts';
+
+export interface LabRunOptions extends Omit<RunOptions, 'disposable'> {
+  readonly settings?: Settings;
+  readonly lab: Omit<LabOptions, 'signal' | 'onEngine' | 'onLine'>;
+  /** The program that runs the tests inside; its lines are RunEvents. For tests of this function. */
+  readonly agent?: string;
+}
+
+/** The agent's heart beats once a second; so long without a line, by the wall, and the machine is dead. */
+const SILENCE_MS = 20_000;
+const CONSOLE_LINES = 40;
+
+/**
+ * Runs tests inside the emulated machine. When the machine dies under a test, that test's verdict is `crash`
+ * with the console's last lines, and the rest goes on in a fresh machine.
+ *
+ * @throws LabError when the machine could not be used at all
+ */
+export async function runInLabMachine(
+  tests: readonly Selftest[],
+  options: LabRunOptions,
+  emit: (event: RunEvent) => void,
+): Promise<{ machine: MachineInfo; results: TestResult[] }> {
+  const results: TestResult[] = [];
+  const began = performance.now();
+  let machine: MachineInfo | undefined;
+  let cursor: Cursor = { iteration: 1, index: 0 };
+  for (;;) {
+    const boot = await runOnce(tests, cursor, began, options, (event) => {
+      if (event.event === 'machine') {
+        if (machine) return;
+        machine = event.machine;
+      } else if (event.event === 'result') {
+        results.push(event.result);
+      }
+      emit(event);
+    });
+    options.signal?.throwIfAborted();
+    if (boot.ended) break;
+    const victim = boot.running === undefined ? undefined : tests[boot.running.index];
+    if (!machine || !boot.running || !victim) throw machineFailure(boot.result);
+    const result = crashed(victim, boot.running.iteration, boot, options, machine);
+    results.push(result);
+    emit({ event: 'result', result });
+    if (options.failFast && isFailure(result)) break;
+    const next = boot.running.index + 1;
+    const { iteration } = boot.running;
+    cursor = next < tests.length ? { iteration, index: next } : { iteration: iteration + 1, index: 0 };
+    const rounds = options.durationMs === undefined ? (options.repeat ?? 1) : Number.POSITIVE_INFINITY;
+    const over = options.durationMs !== undefined && performance.now() - began >= options.durationMs;
+    if (cursor.iteration > rounds || over) break;
+  }
+  if (!machine) throw new LabError('the lab machine ran no test', 'it ended without a word', 'run it again');
+  return { machine, results };
+}
+
+interface Boot {
+  readonly result: LabResult;
+  /** The agent said it was through. */
+  readonly ended: boolean;
+  /** The test that had begun and not ended. */
+  readonly running: Cursor | undefined;
+  readonly silent: boolean;
+}
+
+async function runOnce(
+  tests: readonly Selftest[],
+  from: Cursor,
+  began: number,
+  options: LabRunOptions,
+  onEvent: (event: RunEvent) => void,
+): Promise<Boot> {
+  const { seed, expect, timeoutMs, repeat, durationMs, failFast } = options;
+  const job: AgentJob = {
+    ids: tests.map((test) => test.id),
+    settings: options.settings ?? {},
+    seed,
+    expect,
+    from,
+    ...(timeoutMs === undefined ? {} : { timeoutMs }),
+    ...(repeat === undefined ? {} : { repeat }),
+    ...(durationMs === undefined
+      ? {}
+      : { durationMs: Math.max(0, durationMs - (performance.now() - began)) }),
+    ...(failFast === undefined ? {} : { failFast }),
+  };
+  const silence = new AbortController();
+  let watchdog: NodeJS.Timeout | undefined;
+  let ended = false;
+  let running: Cursor | undefined;
+  let engine = 'emulated';
+  const watch = (): void => {
+    clearTimeout(watchdog);
+    if (running) watchdog = setTimeout(() => silence.abort(new Error('silent')), SILENCE_MS);
+  };
+  try {
+    const result = await runInLab([options.agent ?? 'dist/selftest/agent.js', JSON.stringify(job)], {
+      ...options.lab,
+      signal: options.signal ? AbortSignal.any([options.signal, silence.signal]) : silence.signal,
+      onEngine: (used) => {
+        engine = `${used.version}${used.apicv ? '' : ' (apicv off)'}`;
+      },
+      onLine: (line) => {
+        const event = decodeEvent(line);
+        if (!event) return;
+        if (event.event === 'start') {
+          const { id, iteration } = event;
+          running = { iteration, index: tests.findIndex((test) => test.id === id) };
+        } else if (event.event === 'result') {
+          running = undefined;
+        } else if (event.event === 'end') {
+          ended = true;
+        }
+        watch();
+        if (event.event === 'machine') onEvent({ ...event, machine: { ...event.machine, engine } });
+        else onEvent(event);
+      },
+    });
+    return { result, ended, running, silent: silence.signal.aborted };
+  } finally {
+    clearTimeout(watchdog);
+  }
+}
+
+function crashed(
+  test: Selftest,
+  iteration: number,
+  { result, silent }: Boot,
+  options: LabRunOptions,
+  machine: MachineInfo,
+): TestResult {
+  const kind = options.expect === 'auto' ? machine.fingerprint.kind : options.expect;
+  const how = silent
+    ? 'the machine gave no sign of life and was stopped'
+    : result.outcome === 'exited'
+      ? `the test process ended with status ${result.exitStatus}`
+      : `the machine ended: ${result.outcome}`;
+  const seed = (options.seed + iteration - 1) % 2 ** 32;
+  return {
+    id: test.id,
+    ...(hasRounds(options) ? { iteration } : {}),
+    verdict: result.outcome === 'exited' ? 'error' : 'crash',
+    reason: `${how}; console (whole in ${result.consoleFile}):\n${lastLines(result.console)}`,
+    expectation: expectationFor(test.expectations, kind).name,
+    evidence: {},
+    durationMs: result.wallMs,
+    ...(test.racing ? { seed } : {}),
+    reproduce: `nvmx test ${test.id} --machine lab${test.racing ? ` --seed ${seed}` : ''}`,
+  };
+}
+
+function machineFailure(lab: LabResult): LabError {
+  const what =
+    lab.outcome === 'exited'
+      ? `the program in the lab machine ended with status ${lab.exitStatus} before any test began`
+      : `the lab machine ended before any test began: ${lab.outcome}`;
+  return new LabError(
+    what,
+    `its console says:\n${lastLines(lab.console) || '(nothing)'}`,
+    `read the whole console in ${lab.consoleFile}; try another kernel with --kernel`,
+  );
+}
+
+function lastLines(text: string): string {
+  return text.replace(/\r/g, '').trimEnd().split('\n').slice(-CONSOLE_LINES).join('\n');
+}

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { Suite } from '../engine/model.ts';
+import { fixedSuite } from '../engine/parameters.ts';
+import { apicUpdate } from './apic_update.ts';
+import { controls } from './controls.ts';
+import { events } from './events.ts';
+import { evmcs } from './evmcs.ts';
+import { l2Switch } from './l2_switch.ts';
+import { translation } from './translation.ts';
+
+/** Every suite, in the order they run. */
+export const suites: readonly Suite[] = [
+  fixedSuite('apic-update', apicUpdate),
+  l2Switch,
+  fixedSuite('controls', controls),
+  fixedSuite('translation', translation),
+  fixedSuite('events', events),
+  fixedSuite('evmcs', evmcs),
+];

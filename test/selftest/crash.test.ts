@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
+import { describeLab, LabError } from '../../lib/lab/index.ts';
+import { type RunEvent, runInLabMachine, selftest, type TestResult } from '../../lib/selftest/index.ts';
+import { encodeEvent } from '../../lib/selftest/protocol.ts';
+
+const lab = describeLab();
+if (!lab.possible) console.log(`# SKIP a machine that dies under a test: ${lab.why}`);
+
+const folder = mkdtempSync(join(tmpdir(), 'nvmx-agent-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const named = (id: string, timeoutMs = 1000): ReturnType<typeof selftest> =>
+  selftest({
+    id,
+    title: id,
+    requires: [],
+    timeoutMs,
+    expectations: { any: {} },
+    body: async () => ({ observed: {} }),
+  });
+
+const machine: RunEvent = {
+  event: 'machine',
+  machine: {
+    kind: 'lab',
+    kernel: 'k',
+    cpu: 'c',
+    parameters: {},
+    fingerprint: { kind: 'stock', certain: true, patches: [], sources: [] },
+  },
+};
+const passed = (id: string): TestResult => ({
+  id,
+  verdict: 'pass',
+  expectation: 'any',
+  evidence: {},
+  durationMs: 1,
+});
+
+/** An agent that does to the kernel what a test's id says; the kernel and its death are real. */
+writeFileSync(
+  join(folder, 'agent.js'),
+  `const { writeFileSync } = require('node:fs');
+const say = (line) => process.stdout.write(line + '\\n');
+const { ids, from } = JSON.parse(process.argv[2]);
+say(${JSON.stringify(encodeEvent(machine))});
+(async () => {
+  for (const id of ids.slice(from.index)) {
+    say('@nvmx ' + JSON.stringify({ event: 'start', id, iteration: from.iteration }));
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    if (id === 'panic') writeFileSync('/proc/sysrq-trigger', 'c');
+    if (id === 'quit') process.exit(9);
+    if (id === 'hang') await new Promise(() => setInterval(() => {}, 1000));
+    say('@nvmx ' + JSON.stringify({ event: 'result', result: { ...${JSON.stringify(passed(''))}, id } }));
+  }
+  say(${JSON.stringify(encodeEvent({ event: 'end' }))});
+})();
+`,
+);
+
+async function run(ids: string[], append?: string): Promise<{ results: TestResult[]; events: RunEvent[] }> {
+  const events: RunEvent[] = [];
+  const { results } = await runInLabMachine(
+    ids.map((id) => named(id, 200)),
+    {
+      seed: 1,
+      expect: 'auto',
+      agent: '/agent/agent.js',
+      lab: { files: { '/agent': folder }, ...(append === undefined ? {} : { append }) },
+    },
+    (event) => events.push(event),
+  );
+  return { results, events };
+}
+
+describe.skipIf(!lab.possible)('a machine that dies under a test', { timeout: 600_000 }, () => {
+  test('panic is a crash with the console, the next test gets a fresh machine', async () => {
+    const { results, events } = await run(['before', 'panic', 'after']);
+    expect(results.map((result) => [result.id, result.verdict])).toEqual([
+      ['before', 'pass'],
+      ['panic', 'crash'],
+      ['after', 'pass'],
+    ]);
+    expect(results[1]?.reason).toContain('the machine ended: panic');
+    expect(results[1]?.reason).toContain('sysrq triggered crash');
+    expect(results[1]?.reproduce).toBe('nvmx test panic --machine lab');
+    expect(events.filter((event) => event.event === 'machine')).toHaveLength(1);
+    expect(events.filter((event) => event.event === 'result')).toHaveLength(3);
+  });
+
+  test('a machine that says nothing more is stopped: crash; a test process that ends is an error', async () => {
+    const { results } = await run(['hang', 'quit', 'after']);
+    expect(results.map((result) => result.verdict)).toEqual(['crash', 'error', 'pass']);
+    expect(results[0]?.reason).toContain('the machine gave no sign of life');
+    expect(results[1]?.reason).toContain('the test process ended with status 9');
+  });
+
+  test('a machine that dies before the first test is no verdict but an error', async () => {
+    await expect(run(['after'], 'rdinit=/nowhere init=/nowhere')).rejects.toThrow(LabError);
+  });
+});
