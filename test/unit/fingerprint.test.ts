@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
+import { structMembers } from '../../lib/probe/btf.ts';
+import { fingerprint } from '../../lib/probe/fingerprint.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'nvmx-btf-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+/** A BTF file with the given structs after one INT and one ARRAY, whose sizes a reader must step over. */
+function btf(structs: Record<string, string[]>, baseStrings = ''): Buffer {
+  let strings = baseStrings === '' ? '\0' : '';
+  const shift = Buffer.byteLength(baseStrings);
+  const add = (text: string): number => {
+    const inBase = baseStrings.indexOf(`\0${text}\0`);
+    if (inBase >= 0) return inBase + 1;
+    const at = shift + Buffer.byteLength(strings);
+    strings += `${text}\0`;
+    return at;
+  };
+  const words: number[] = [add('int'), 1 << 24, 4, 0x0100_0020, 0, 3 << 24, 0, 1, 1, 4];
+  for (const [name, members] of Object.entries(structs)) {
+    words.push(add(name), (4 << 24) | members.length, 4 * members.length);
+    for (const [i, member] of members.entries()) words.push(add(member), 1, 32 * i);
+  }
+  const types = Buffer.from(Uint32Array.from(words).buffer);
+  const text = Buffer.from(strings);
+  const header = Buffer.alloc(24);
+  header.writeUInt16LE(0xeb9f, 0);
+  header.writeUInt8(1, 2);
+  header.writeUInt32LE(24, 4);
+  header.writeUInt32LE(0, 8);
+  header.writeUInt32LE(types.length, 12);
+  header.writeUInt32LE(types.length, 16);
+  header.writeUInt32LE(text.length, 20);
+  return Buffer.concat([header, types, text]);
+}
+
+function file(name: string, data: Buffer): string {
+  const path = join(folder, name);
+  writeFileSync(path, data);
+  return path;
+}
+
+describe('structMembers', () => {
+  test('finds the members of the structs asked for and no others', () => {
+    const path = file('own', btf({ a: ['x', 'y'], nested_vmx: ['vmxon', 'msr_bitmap_cache'], b: ['z'] }));
+    expect(structMembers(path, new Set(['nested_vmx', 'missing']))).toEqual(
+      new Map([['nested_vmx', new Set(['vmxon', 'msr_bitmap_cache'])]]),
+    );
+  });
+
+  test("a module's strings go on where the base's end", () => {
+    const base = '\0int\0vmxon\0';
+    const basePath = file('base', btf({}, ''));
+    const whole = btf({ s: ['vmxon', 'fresh'] }, base);
+    // The base file must hold exactly those strings.
+    const baseData = btf({ q: [] });
+    const text = Buffer.from(base);
+    baseData.writeUInt32LE(text.length, 20);
+    const start = 24 + baseData.readUInt32LE(16);
+    writeFileSync(basePath, Buffer.concat([baseData.subarray(0, start), text]));
+    expect(structMembers(file('module', whole), new Set(['s']), basePath)).toEqual(
+      new Map([['s', new Set(['vmxon', 'fresh'])]]),
+    );
+  });
+
+  test('what is not BTF is refused', () => {
+    expect(() => structMembers(file('bad', Buffer.from('ELF')), new Set())).toThrow('not BTF data');
+  });
+});
+
+describe('fingerprint', () => {
+  const stockStructs = new Map([['nested_vmx', new Set(['vmxon', 'pi_desc'])]]);
+
+  test('no source: stock is only assumed', () => {
+    const found = fingerprint({ notes: [] });
+    expect([found.kind, found.certain]).toEqual(['stock', false]);
+    expect(new Set(found.patches.map((patch) => patch.state))).toEqual(new Set(['unknown']));
+  });
+
+  test('statistics without the counters: certainly stock', () => {
+    const found = fingerprint({ vmStats: new Set(['remote_tlb_flush']), notes: [] });
+    expect([found.kind, found.certain]).toEqual(['stock', true]);
+    expect(found.patches.find((patch) => patch.patch === 8)?.state).toBe('absent');
+  });
+
+  test('either trace of a deciding patch makes it patched', () => {
+    const byStat = fingerprint({
+      vmStats: new Set(['nested_context_reuse']),
+      structs: stockStructs,
+      notes: [],
+    });
+    expect([byStat.kind, byStat.certain]).toEqual(['patched', true]);
+    const structs = new Map([['nested_vmx', new Set(['apic_access_page_cache'])]]);
+    const byBtf = fingerprint({ vmStats: new Set(), structs, notes: [] });
+    expect(byBtf.kind).toBe('patched');
+    expect(byBtf.patches.find((patch) => patch.patch === 4)?.evidence).toEqual([
+      'BTF nested_vmx.apic_access_page_cache: there',
+    ]);
+  });
+
+  test('a patch that does not decide leaves the kernel stock', () => {
+    const structs = new Map([['nested_vmx', new Set(['msr_bitmap_cache'])]]);
+    const found = fingerprint({ vmStats: new Set(), structs, notes: [] });
+    expect(found.kind).toBe('stock');
+    expect(found.patches.find((patch) => patch.patch === 1)?.state).toBe('present');
+  });
+});
