@@ -54,7 +54,10 @@ void Vcpu::kick() {
         return;
     // Either the runner is already published and the signal ends its KVM_RUN, or it is not and KVM_RUN will
     // see immediate_exit: both sides store before they load.
-    __atomic_store_n(&page()->immediate_exit, 1, __ATOMIC_SEQ_CST);
+    // One signal a run: signals queue, and a flood of them would keep the thread from ever reaching KVM_RUN's
+    // end.
+    if (__atomic_exchange_n(&page()->immediate_exit, 1, __ATOMIC_SEQ_CST) != 0)
+        return;
     if (const pid_t runner = runner_.load(std::memory_order_seq_cst))
         send_kick_signal(runner);
 }
