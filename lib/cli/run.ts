@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { LabError, runInLab } from '../lab/index.ts';
+import { consoleExcerpt, LabError, runInLab } from '../lab/index.ts';
 import { probeHost } from '../probe/index.ts';
 import { labOnly, machineChoice, parse, progress, UsageError, wholeNumber } from './options.ts';
 import { INSIDE, labFiles, type Script, stageScript } from './run/stage.ts';
@@ -12,7 +12,6 @@ import { STDERR_MARK } from './run/stdio_mark.ts';
 
 /** Compiled, this file is dist/cli/run.js. */
 const OWN = (name: string) => fileURLToPath(new URL(`./run/${name}`, import.meta.url));
-const CONSOLE_LINES = 40;
 
 /** nvmx run FILE [options] [-- ARGS]: the script's exit status. */
 export async function runCommand(args: string[], signal: AbortSignal): Promise<number> {
@@ -115,10 +114,9 @@ async function runInMachine(
   status.clear();
   signal.throwIfAborted();
   if (result.outcome === 'exited') return result.exitStatus ?? 1;
-  const tail = result.console.replace(/\r/g, '').trimEnd().split('\n').slice(-CONSOLE_LINES).join('\n');
   throw new LabError(
     `the lab machine ended before the script did: ${result.outcome}${result.reason ? ` (${result.reason})` : ''}`,
-    `its console says:\n${tail || '(nothing)'}`,
+    `its console says:\n${consoleExcerpt(result.console) || '(nothing)'}`,
     `read the whole console in ${result.consoleFile}`,
   );
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The emulated Intel machine: Bochs with a real Linux kernel and its real kvm_intel. */
 export { cacheFolder } from './cache.ts';
+export { consoleExcerpt, findDefect } from './console.ts';
 export {
   describeLab,
   type Engine,
@@ -13,7 +14,6 @@ export { type LabKernel, prepareKernel } from './kernel.ts';
 export { buildKernel, type KernelBuildOptions, type KernelBuildResult } from './kernel_build.ts';
 export { type BuiltKernel, listKernels, removeKernel } from './kernel_store.ts';
 export {
-  findDefect,
   type LabOptions,
   type LabOutcome,
   type LabResult,

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import type { Readable, Writable } from 'node:stream';
 import { engineCommand, LOG_FILE, type MachineParts, machineDescription } from './bochs.ts';
 import { keepConsole, type Progress, temporaryFolder } from './cache.ts';
+import { findDefect } from './console.ts';
 import { checkCpuModel, DEFAULT_CPU, type Engine, prepareEngine } from './engine.ts';
 import { explainDisk, LabError } from './errors.ts';
 import { initScript } from './init_script.ts';
@@ -174,15 +175,6 @@ export async function runCommandInLab(
 
 function reasonOf({ ending }: Watched): string {
   return 'why' in ending ? ending.why : ending.kind;
-}
-
-/** @returns the first line of a report that the kernel makes of a defect of its own */
-export function findDefect(console: string): string | undefined {
-  const found =
-    /^.*(?:\bBUG: |\bOops: |general protection fault|kernel BUG at |double fault: |unable to handle ).*$/m.exec(
-      console,
-    );
-  return found?.[0].trim();
 }
 
 async function attempt(

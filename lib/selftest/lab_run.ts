@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { LabError, type LabOptions, type LabResult, runInLab } from '../lab/index.ts';
+import { consoleExcerpt, LabError, type LabOptions, type LabResult, runInLab } from '../lab/index.ts';
 import type { MachineInfo, RunEvent, Selftest, TestResult } from './engine/model.ts';
 import type { Settings } from './engine/parameters.ts';
 import { type Cursor, hasRounds, isFailure, type RunOptions } from './engine/runner.ts';
@@ -15,11 +15,10 @@ export interface LabRunOptions extends Omit<RunOptions, 'disposable'> {
 
 /** The agent's heart beats once a second; so long without a line, by the wall, and the machine is dead. */
 const SILENCE_MS = 20_000;
-const CONSOLE_LINES = 40;
 
 /**
  * Runs tests inside the emulated machine. When the machine dies under a test, that test's verdict is `crash`
- * with the console's last lines, and the rest goes on in a fresh machine.
+ * with what the console says of it, and the rest goes on in a fresh machine.
  *
  * @throws LabError when the machine could not be used at all
  */
@@ -147,7 +146,7 @@ function crashed(
     id: test.id,
     ...(hasRounds(options) ? { iteration } : {}),
     verdict: result.outcome === 'exited' ? 'error' : 'crash',
-    reason: `${how}; console (whole in ${result.consoleFile}):\n${lastLines(result.console)}`,
+    reason: `${how}; console (whole in ${result.consoleFile}):\n${consoleExcerpt(result.console)}`,
     expectation: expectationFor(test.expectations, kind).name,
     evidence: {},
     durationMs: result.wallMs,
@@ -163,11 +162,7 @@ function machineFailure(lab: LabResult): LabError {
       : `the lab machine ended before any test began: ${lab.outcome}`;
   return new LabError(
     what,
-    `its console says:\n${lastLines(lab.console) || '(nothing)'}`,
+    `its console says:\n${consoleExcerpt(lab.console) || '(nothing)'}`,
     `read the whole console in ${lab.consoleFile}; try another kernel with --kernel`,
   );
-}
-
-function lastLines(text: string): string {
-  return text.replace(/\r/g, '').trimEnd().split('\n').slice(-CONSOLE_LINES).join('\n');
 }

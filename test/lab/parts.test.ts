@@ -5,13 +5,13 @@ import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { aptSources, findMirror, networkSettings, parseTargets } from '../../lib/lab/apt.ts';
 import { acquireLock, cacheEntry, cacheFolder, checkEntry, temporaryFolder } from '../../lib/lab/cache.ts';
+import { consoleExcerpt, findDefect } from '../../lib/lab/console.ts';
 import { CpioWriter } from '../../lib/lab/cpio.ts';
 import { parseCpuModels, prepareEngine } from '../../lib/lab/engine.ts';
 import { applyEdit, findTarball } from '../../lib/lab/engine_source.ts';
 import { initScript, parseMark, quote } from '../../lib/lab/init_script.ts';
 import { matchesVersion, parseKernelSpec, parseMadison, prepareKernel } from '../../lib/lab/kernel.ts';
 import { bootImages, readLinuxImage } from '../../lib/lab/linux_image.ts';
-import { findDefect } from '../../lib/lab/machine.ts';
 import { loadModules, moduleDepends } from '../../lib/lab/modules.ts';
 import { CommandMissingError, run, splitLines } from '../../lib/lab/process.ts';
 import { bzImage, moduleFile } from './fixtures.ts';
@@ -330,6 +330,17 @@ test.each([
 ])('a report of a kernel defect is found: %s', (line, words) => {
   expect(findDefect(`[    1.0] all is well\n${line}\n[    1.6] Call Trace:\n`)).toContain(words);
   expect(findDefect('[    1.0] DEBUG: fine\n')).toBeUndefined();
+});
+
+test("a console's excerpt begins where the kernel reports its end, else holds the last lines", () => {
+  const lines = (count: number, text: string) =>
+    Array.from({ length: count }, (_, i) => `${text} ${i}`).join('\r\n');
+  const panic = 'Kernel panic - not syncing: why';
+  expect(consoleExcerpt(`${lines(99, 'boot')}\r\n${panic}\r\n${lines(99, 'trace')}\r\n`).split('\n')).toEqual(
+    [panic, ...lines(59, 'trace').split('\r\n')],
+  );
+  expect(consoleExcerpt(`BUG: first\n${panic}\n`)).toBe(`BUG: first\n${panic}`);
+  expect(consoleExcerpt(`${lines(99, 'boot')}\n`).split('\n')[0]).toBe('boot 39');
 });
 
 describe('when our emulator cannot be built', () => {
