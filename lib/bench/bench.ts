@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { HostProbe } from '../probe/index.ts';
+import type { HostProbe, UnmanagedRange } from '../probe/index.ts';
 import type { Measurement } from './model.ts';
-import type { UnmanagedRange } from './unmanaged.ts';
 
 /** What memory stands behind the pages that a benchmark is about. */
 export type BackingName = 'anonymous' | 'memfd' | 'hugetlb' | 'guest-memfd' | 'unmanaged';

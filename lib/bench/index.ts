@@ -2,6 +2,7 @@
 import { matches } from './bench.ts';
 import { benches } from './suites/index.ts';
 
+export { findHidden, findUnmanaged, type UnmanagedRange } from '../probe/index.ts';
 export {
   type BackingName,
   type Bench,
@@ -27,7 +28,6 @@ export {
 export { BenchError, type BenchRequest, differingFigures, runBench } from './run.ts';
 export { bucketOf, distribution, histogram, median, medianInterval, percentile } from './statistics.ts';
 export { benches } from './suites/index.ts';
-export { findHidden, findUnmanaged, type UnmanagedRange } from './unmanaged.ts';
 
 /** What is measured unless asked for more: the other backings and slot numbers take long and say little new. */
 export const DEFAULT_PATTERNS: readonly string[] = [

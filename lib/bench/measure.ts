@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 import { existsSync, readFileSync } from 'node:fs';
 import { KvmUnsupportedError, timestamp } from '../kvm/index.ts';
-import { type HostProbe, probeHost } from '../probe/index.ts';
+import { findUnmanaged, type HostProbe, probeHost } from '../probe/index.ts';
 import { type Bench, type BenchContext, UnavailableError } from './bench.ts';
 import { figureOf, ratioFigure } from './figures.ts';
 import type { BenchEnvironment, BenchEvent, Figure, Measurement } from './model.ts';
 import type { BenchJob } from './protocol.ts';
 import { spread } from './statistics.ts';
-import { findUnmanaged } from './unmanaged.ts';
 
 /** Passes whose medians differ by more than this say that the machine was not quiet. */
 const NOISY = 0.05;

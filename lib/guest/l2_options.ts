@@ -20,8 +20,11 @@ export interface L2Options {
   ept?: Ept | false;
   /** What CR3 holds: L1.createPageTables(). Default those of L1. */
   pageTables?: PageTables;
-  /** Gives it an MSR bitmap that intercepts nothing; without one every RDMSR and WRMSR exits. */
-  msrBitmap?: boolean;
+  /**
+   * An MSR bitmap: one of L1's memory that intercepts nothing yet, or the page at this address as it is. Without one
+   * every RDMSR and WRMSR exits.
+   */
+  msrBitmap?: boolean | number;
   /** Gives it I/O bitmaps that intercept nothing; without them no port exits, unless a control says so. */
   ioBitmap?: boolean;
   /** Guest-physical address of the APIC-access page. */
@@ -89,7 +92,7 @@ export class L2Structures {
     const { virtualApic, postedInterrupts, tprThreshold, virtualInterrupts } = options;
     this.#options = options;
     this.ept = options.ept === false ? undefined : (options.ept ?? host.ept);
-    this.msrBitmap = options.msrBitmap ? new MsrBitmap(memory, allocate()) : undefined;
+    this.msrBitmap = makeMsrBitmap(host, options.msrBitmap);
     this.ioBitmap = options.ioBitmap ? new IoBitmap(memory, allocate(2)) : undefined;
     const wantsApic = virtualApic ?? postedInterrupts ?? tprThreshold ?? virtualInterrupts;
     if (wantsApic !== undefined && wantsApic !== false) {
@@ -136,6 +139,10 @@ export class L2Structures {
       extra: this.#options.controls ?? [],
     };
   }
+}
+
+function makeMsrBitmap({ allocate, at }: L2Host, where: boolean | number = false): MsrBitmap | undefined {
+  return where === false ? undefined : new MsrBitmap(at, typeof where === 'number' ? where : allocate());
 }
 
 function checkOptions({ vpid, tprThreshold, preemptionTimer, postedInterrupts }: L2Options): void {

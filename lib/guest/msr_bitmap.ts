@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { MemoryAt } from './apic_pages.ts';
 
 const HIGH_MSRS = 0xc000_0000;
 const MSRS = 0x2000;
+const PAGE_SIZE = 4096;
 /** Byte offsets of the four bitmaps, SDM vol. 3, 25.6.9. */
 const OFFSETS = { read: { low: 0, high: 0x400 }, write: { low: 0x800, high: 0xc00 } } as const;
 
 /** The page that says which MSR accesses of L2 exit to L1. MSRs in neither range always exit. */
 export class MsrBitmap {
   readonly gpa: number;
-  readonly #bytes: Uint8Array;
+  readonly #memory: MemoryAt;
 
-  constructor(memory: ArrayBuffer, gpa: number) {
+  constructor(memory: MemoryAt, gpa: number) {
     this.gpa = gpa;
-    this.#bytes = new Uint8Array(memory, gpa, 4096);
+    this.#memory = memory;
   }
 
   /** Makes RDMSR of this MSR exit, or not. @throws RangeError for an MSR that no bitmap covers */
@@ -35,6 +37,7 @@ export class MsrBitmap {
     }
     const at = OFFSETS[access][isHigh ? 'high' : 'low'] + (bit >> 3);
     const mask = 1 << (bit & 7);
-    this.#bytes[at] = on ? this.#bytes[at]! | mask : this.#bytes[at]! & ~mask;
+    const bytes = this.#memory(this.gpa, PAGE_SIZE);
+    bytes[at] = on ? bytes[at]! | mask : bytes[at]! & ~mask;
   }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { type BootOptions, L1 } from '../../guest/index.ts';
+import { type BootOptions, L1, type L2Stop } from '../../guest/index.ts';
 import { Kvm, type Vm } from '../../kvm/index.ts';
 import type { SelftestContext } from '../engine/model.ts';
 
@@ -49,4 +49,10 @@ export function stat(stats: ReadonlyMap<string, bigint | readonly bigint[]>, nam
 
 export function hex(value: bigint | number): string {
   return `0x${value.toString(16)}`;
+}
+
+/** A stop in a word or two. */
+export function stopText(stop: L2Stop): string {
+  if (stop.kind === 'sync') return `sync ${stop.value}`;
+  return stop.kind === 'exit' ? stop.exit.reason : `userspace ${stop.exit.type}`;
 }

@@ -6,6 +6,7 @@ import { controls } from './controls.ts';
 import { events } from './events.ts';
 import { evmcs } from './evmcs.ts';
 import { l2Switch } from './l2_switch.ts';
+import { msrBitmap } from './msr_bitmap.ts';
 import { translation } from './translation.ts';
 
 /** Every suite, in the order they run. */
@@ -16,4 +17,5 @@ export const suites: readonly Suite[] = [
   fixedSuite('translation', translation),
   fixedSuite('events', events),
   fixedSuite('evmcs', evmcs),
+  fixedSuite('msr-bitmap', msrBitmap),
 ];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Memory the kernel does not manage: above a "mem=" limit it has no struct page, and /dev/mem maps it.
 import { closeSync, openSync, readFileSync } from 'node:fs';
-import type { HostProbe } from '../probe/index.ts';
+import type { HostProbe } from './host.ts';
 
 /** Bytes of physical memory that nobody uses. */
 export interface UnmanagedRange {
@@ -56,6 +56,17 @@ export function findUnmanaged(
   probe: HostProbe,
   memoryBytes?: number,
 ): UnmanagedRange | { readonly reason: string } {
+  const found = hiddenMemory(memoryBytes);
+  if ('reason' in found) return found;
+  const allowed = probe.kvm.parameters[PARAMETER];
+  if (allowed === 'N' || allowed === '0') {
+    return { reason: `${PARAMETER} is off: boot with ${PARAMETER}=1` };
+  }
+  return found;
+}
+
+/** Looks for unmanaged memory that this process can map, whatever KVM makes of it. */
+export function hiddenMemory(memoryBytes?: number): UnmanagedRange | { readonly reason: string } {
   const found = findHidden({
     commandLine: read('/proc/cmdline'),
     iomem: read('/proc/iomem'),
@@ -63,10 +74,6 @@ export function findUnmanaged(
     ...(memoryBytes === undefined ? {} : { memoryBytes }),
   });
   if ('reason' in found) return found;
-  const allowed = probe.kvm.parameters[PARAMETER];
-  if (allowed === 'N' || allowed === '0') {
-    return { reason: `${PARAMETER} is off: boot with ${PARAMETER}=1` };
-  }
   try {
     closeSync(openSync('/dev/mem', 'r+'));
   } catch (error) {

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// A page of L1's that L0 uses to run L2, in a memslot of its own, and what the host can do to it.
+import { readFileSync } from 'node:fs';
+import type { Backing, MemoryRegion, Vm } from '../../kvm/index.ts';
+import type { Requirement } from '../engine/model.ts';
+
+/** Far from L1's memory. */
+export const PAGE_GPA = 0xc000_0000;
+export const PAGE_SIZE = 4096;
+const MOVE_STEP = 0x1_0000;
+
+export class GuestPage {
+  readonly gpa: number;
+  readonly #vm: Vm;
+  #region: MemoryRegion | undefined;
+
+  constructor(vm: Vm, gpa = PAGE_GPA, backing: Backing = 'anonymous') {
+    this.#vm = vm;
+    this.gpa = gpa;
+    this.add(backing);
+  }
+
+  get region(): MemoryRegion {
+    if (!this.#region) throw new Error('the page has no memslot');
+    return this.#region;
+  }
+
+  /** Its bytes, wherever the slot is; the next change of the slot may detach them. */
+  get view(): DataView {
+    return new DataView(this.region.buffer);
+  }
+
+  /** Its bytes, as the structures of lib/guest want them. */
+  readonly at = (gpa: number, length: number): Uint8Array => this.region.bytes(gpa - this.gpa, length);
+
+  /** A memslot again, of zeroes. */
+  add(backing: Backing = 'anonymous'): void {
+    this.#region = this.#vm.memory.add({ gpa: this.gpa, size: PAGE_SIZE, backing });
+  }
+
+  delete(): void {
+    this.#region?.delete();
+    this.#region = undefined;
+  }
+
+  /** The slot goes elsewhere with its memory. */
+  moveAway(): void {
+    this.region.move(this.gpa + MOVE_STEP);
+  }
+
+  moveBack(): void {
+    this.region.move(this.gpa);
+  }
+
+  /** Zeroes, or with `copy` the same bytes, at another host address. */
+  swap(copy = false): void {
+    this.region.swap({ copy });
+  }
+
+  /** madvise(MADV_DONTNEED). */
+  discard(): void {
+    this.region.discard();
+  }
+
+  /** madvise(MADV_PAGEOUT). */
+  pageout(): void {
+    this.region.pageout();
+  }
+
+  /** move_pages to the other one of two nodes; returns whether it went there. */
+  migrate(): boolean {
+    const target = 1 - (this.region.nodes()[0] ?? 0);
+    return this.region.migrate(target)[0] === target;
+  }
+}
+
+function read(path: string): string {
+  try {
+    return readFileSync(path, 'utf8').trim();
+  } catch {
+    return '';
+  }
+}
+
+/** Pages can be moved between NUMA nodes. */
+export const twoNodes: Requirement = {
+  name: 'two NUMA nodes',
+  missing: () =>
+    /^0-/.test(read('/sys/devices/system/node/has_memory'))
+      ? undefined
+      : 'this machine has one NUMA node: with CONFIG_NUMA_EMU, --append "numa=fake=2" makes two',
+};
+
+/** Anonymous pages can be paged out. */
+export const swapSpace: Requirement = {
+  name: 'swap space',
+  missing: () =>
+    read('/proc/swaps').split('\n').length > 1
+      ? undefined
+      : 'this machine has no swap space: swapon a device (the lab has none)',
+};
