@@ -56,3 +56,28 @@ export function stopText(stop: L2Stop): string {
   if (stop.kind === 'sync') return `sync ${stop.value}`;
   return stop.kind === 'exit' ? stop.exit.reason : `userspace ${stop.exit.type}`;
 }
+
+/** Calls `change` at random times until stopped; the seed gives the times. */
+export function churn(
+  context: SelftestContext,
+  periodMs: number,
+  change: (turn: number) => unknown,
+): { stop(): Promise<number> } {
+  const over = new AbortController();
+  let turns = 0;
+  const running = (async () => {
+    for (;;) {
+      await context.sleep(1 + Math.floor(context.random() * (2 * periodMs - 1)));
+      if (over.signal.aborted) return;
+      await change(turns);
+      turns += 1;
+    }
+  })();
+  return {
+    async stop() {
+      over.abort();
+      await running;
+      return turns;
+    },
+  };
+}

@@ -20,6 +20,10 @@ export class GuestPage {
     this.add(backing);
   }
 
+  get isBacked(): boolean {
+    return this.#region !== undefined;
+  }
+
   get region(): MemoryRegion {
     if (!this.#region) throw new Error('the page has no memslot');
     return this.#region;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Suite } from '../engine/model.ts';
 import { fixedSuite } from '../engine/parameters.ts';
+import { apicAccess } from './apic_access.ts';
 import { apicUpdate } from './apic_update.ts';
 import { controls } from './controls.ts';
 import { events } from './events.ts';
@@ -18,4 +19,5 @@ export const suites: readonly Suite[] = [
   fixedSuite('events', events),
   fixedSuite('evmcs', evmcs),
   fixedSuite('msr-bitmap', msrBitmap),
+  fixedSuite('apic-access', apicAccess),
 ];

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // MSR bitmaps of two L2s, in memory that the kernel does not manage, and changed while L2 runs.
-import { foldChecksum, type L1, type L2 } from '../../guest/index.ts';
+import { foldChecksum, type L2 } from '../../guest/index.ts';
 import { hiddenMemory } from '../../probe/index.ts';
 import { selftest } from '../engine/define.ts';
 import type { Observations, Requirement, Selftest, SelftestContext } from '../engine/model.ts';
 import { binaryStats, nestedVmx, vmxControl } from '../engine/requirements.ts';
-import { bootL1, hex, nestedRuns, stat, stopText } from './common.ts';
+import { bootL1, churn, hex, nestedRuns, stat, stopText } from './common.ts';
+import { counted, counting } from './counting.ts';
 import { GuestPage, PAGE_GPA } from './guest_page.ts';
 import { HIGH, LOW, reads, setBitmap, setMsrs } from './msr_accesses.ts';
 
@@ -17,35 +18,9 @@ const requires = [
 ];
 const SYSENTER_ESP = 0x175;
 const KERNEL_GS_BASE = 0xc000_0102;
-const MARK = 0x5a5a_5a5a;
-
-const dword = (value: bigint | number): number[] =>
-  [0, 8, 16, 24].map((shift) => Number((BigInt(value) >> BigInt(shift)) & 0xffn));
-
-/**
- * A function of (MSR, address of three counters): RDMSR with EAX marked beforehand. L1 that skips the instruction
- * leaves the mark, which counts in the first; the MSR's own value counts in the second, anything else in the third.
- */
-function counting(l1: L1, value: bigint): number {
-  return l1.place(
-    Uint8Array.from([
-      ...[0x89, 0xf9], // mov ecx, edi
-      ...[0xb8, ...dword(MARK)], // mov eax, MARK
-      ...[0x31, 0xd2, 0x0f, 0x32], // xor edx, edx; rdmsr
-      ...[0x3d, ...dword(MARK), 0x75, 0x04], // cmp eax, MARK; jne
-      ...[0x48, 0xff, 0x06, 0xc3], // inc qword [rsi]; ret
-      ...[0x3d, ...dword(value), 0x75, 0x05], // cmp eax, value; jne
-      ...[0x48, 0xff, 0x46, 0x08, 0xc3], // inc qword [rsi+8]; ret
-      ...[0x48, 0xff, 0x46, 0x10, 0xc3], // inc qword [rsi+16]; ret
-    ]),
-  );
-}
-
-/** What the three counters hold. */
-function counted(l1: L1, at: number): { marked: number; own: number; other: number } {
-  const [marked = 0n, own = 0n, other = 0n] = new BigUint64Array(l1.memory.buffer, at, 3);
-  return { marked: Number(marked), own: Number(own), other: Number(other) };
-}
+const MARK = 0x5a5a;
+/** mov ecx, edi; xor edx, edx; rdmsr */
+const RDMSR = [0x89, 0xf9, 0x31, 0xd2, 0x0f, 0x32];
 
 const SWITCHES = 4;
 
@@ -132,7 +107,7 @@ async function unmanaged(context: SelftestContext): Promise<{ observed: Observat
   const page = new GuestPage(vm, PAGE_GPA, { type: 'file', path: '/dev/mem', offset: range.address });
   new Uint8Array(page.region.buffer).fill(0);
   const cells = l1.allocate();
-  const code = counting(l1, HIGH[KERNEL_GS_BASE]!);
+  const code = counting(l1, RDMSR, HIGH[KERNEL_GS_BASE]!);
   const l2 = await l1.createL2({ msrBitmap: page.gpa }, (program) =>
     program
       .sync(1)
@@ -184,30 +159,20 @@ async function race(
   const { vm, l1 } = machine;
   const page = new GuestPage(vm);
   const cells = l1.allocate();
-  const code = counting(l1, LOW[SYSENTER_ESP]!);
+  const code = counting(l1, RDMSR, LOW[SYSENTER_ESP]!);
   const l2 = await l1.createL2({ msrBitmap: page.gpa }, (program) =>
     program.loop(RACED, (body) => body.call(code, SYSENTER_ESP, cells).delay(TICKS)),
   );
   await setMsrs(l1, l2);
   setBitmap(l2, page, reads(SYSENTER_ESP));
   const runsBefore = nestedRuns(l1);
-  const over = new AbortController();
-  let changes = 0;
-  const churn = (async () => {
-    while (!over.signal.aborted) {
-      await context.sleep(1 + Math.floor(context.random() * (2 * HOST_PERIOD_MS - 1)));
-      if (over.signal.aborted) break;
-      change(page, l2, changes);
-      changes += 1;
-    }
-  })();
+  const host = churn(context, HOST_PERIOD_MS, (turn) => change(page, l2, turn));
   let last = 'none';
+  let changes = 0;
   try {
-    const stop = await l2.enter({ policy: { rdmsr: 'skip' }, signal: context.signal });
-    last = stopText(stop);
+    last = stopText(await l2.enter({ policy: { rdmsr: 'skip' }, signal: context.signal }));
   } finally {
-    over.abort();
-    await churn;
+    changes = await host.stop();
   }
   const { marked, own, other } = counted(l1, cells);
   return {

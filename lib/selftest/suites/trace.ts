@@ -52,7 +52,7 @@ const INSTRUCTIONS: readonly ExitReason[] = [
   'xrstors',
   'apic-access',
 ];
-const INSTRUCTION_POLICY = Object.fromEntries(
+export const INSTRUCTION_POLICY = Object.fromEntries(
   INSTRUCTIONS.map((reason) => [reason, 'advance']),
 ) as ExitPolicy;
 const PAGE_SIZE = 4096;
