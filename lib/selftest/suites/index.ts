@@ -8,8 +8,8 @@ import { events } from './events.ts';
 import { evmcs } from './evmcs.ts';
 import { l2Switch } from './l2_switch.ts';
 import { msrBitmap } from './msr_bitmap.ts';
-import { nestedState } from './nested_state.ts';
 import { translation } from './translation.ts';
+import { vapic } from './vapic.ts';
 
 /** Every suite, in the order they run. */
 export const suites: readonly Suite[] = [
@@ -21,5 +21,5 @@ export const suites: readonly Suite[] = [
   fixedSuite('evmcs', evmcs),
   fixedSuite('msr-bitmap', msrBitmap),
   fixedSuite('apic-access', apicAccess),
-  nestedState,
+  fixedSuite('vapic', vapic),
 ];
