@@ -5,7 +5,7 @@ import { availableParallelism } from 'node:os';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { LabError, type LabOptions, runInLab } from '../lab/index.ts';
-import { probeHost } from '../probe/index.ts';
+import { probeHost, seriesForLab } from '../probe/index.ts';
 import {
   BENCH_SCHEMA,
   type BenchEnvironment,
@@ -164,6 +164,7 @@ async function inLab(job: BenchJob, request: BenchRequest, collected: Collected)
   const full: BenchJob = { ...job, memoryBytes: LAB_MEMORY_MIB * 1024 * 1024 };
   const result = await runInLab(['dist/bench/agent.js', JSON.stringify(full)], {
     ...request.lab,
+    ...seriesForLab(),
     ...(append === '' ? {} : { append }),
     ...(request.signal ? { signal: request.signal } : {}),
     memoryMiB: LAB_MEMORY_MIB,

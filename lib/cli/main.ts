@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { BenchError } from '../bench/index.ts';
 import { LabError } from '../lab/index.ts';
+import { SeriesError } from '../probe/index.ts';
 import { MachineError, packageVersion } from '../selftest/index.ts';
 import { benchCommand } from './bench.ts';
 import { compareCommand } from './compare.ts';
@@ -67,6 +68,7 @@ async function main(argv: string[]): Promise<number> {
 }
 
 function explain(error: unknown): { status: number; text: string } {
+  if (error instanceof SeriesError) return { status: STATUS.usage, text: error.message };
   if (error instanceof UsageError) return { status: STATUS.usage, text: `${error.message} (nvmx --help)` };
   if (error instanceof MachineError || error instanceof LabError || error instanceof BenchError) {
     return { status: STATUS.machine, text: error.message };

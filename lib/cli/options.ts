@@ -73,6 +73,7 @@ exit status
 
 environment
   NVMX_CACHE   folder for engine, kernels and consoles (default: XDG_CACHE_HOME/nvmx or ~/.cache/nvmx)
+  NVMX_SERIES  JSON file with the names that tell a patched kernel (a changed copy of lib/probe/series.json)
   NVMX_BOCHS   emulator to use instead of the cached build
 `;
 

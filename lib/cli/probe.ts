@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describeLab, LabError, runInLab } from '../lab/index.ts';
-import { type HostProbe, probeHost } from '../probe/index.ts';
+import { type HostProbe, probeHost, seriesForLab } from '../probe/index.ts';
 import { renderProbe } from '../report/index.ts';
 import {
   LAB_OPTIONS,
@@ -44,6 +44,7 @@ async function probeLab(values: LabValues, signal: AbortSignal): Promise<HostPro
   let answer: HostProbe | undefined;
   const result = await runInLab(['dist/probe/agent.js'], {
     ...labMachine(values),
+    ...seriesForLab(),
     signal,
     onProgress: status.show,
     onLine: (line) => {

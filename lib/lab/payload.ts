@@ -17,7 +17,7 @@ const PACKAGE_ROOT = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 
 /** What goes into the machine of the package itself, where it is there: code, addon, guest images. */
 const PACKAGE_PARTS: readonly (readonly [folder: string, wanted: RegExp])[] = [
-  ['dist', /\.js$/],
+  ['dist', /\.(js|json)$/],
   ['prebuilds', /./],
   ['build/Release', /\.node$/],
   ['out/cmake/guests', /\.elf$/],

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { existsSync } from 'node:fs';
 import { structMembers } from './btf.ts';
-import { DECIDING_PATCHES, type KernelKind, SERIES, type SeriesPatch, type Trace } from './series.ts';
+import { type KernelKind, type SeriesPatch, series, type Trace } from './series.ts';
 
 export interface PatchFinding {
   readonly patch: number;
@@ -36,7 +36,9 @@ const BTF = '/sys/kernel/btf';
 /** Struct layouts of kvm and kvm_intel from BTF, wherever this kernel keeps them. */
 export function readStructs(): Pick<FingerprintSources, 'structs' | 'notes'> {
   const wanted = new Set(
-    SERIES.flatMap((patch) => patch.traces).flatMap((trace) => ('struct' in trace ? [trace.struct] : [])),
+    series()
+      .patches.flatMap((patch) => patch.traces)
+      .flatMap((trace) => ('struct' in trace ? [trace.struct] : [])),
   );
   const vmlinux = `${BTF}/vmlinux`;
   if (!existsSync(vmlinux)) return { notes: [`${vmlinux}: not there (kernel built without BTF)`] };
@@ -60,8 +62,9 @@ export function readStructs(): Pick<FingerprintSources, 'structs' | 'notes'> {
 
 /** Decides stock or patched from what the kernel shows. */
 export function fingerprint(sources: FingerprintSources): Fingerprint {
-  const patches = SERIES.map((patch) => findPatch(patch, sources));
-  const deciding = patches.filter((patch) => DECIDING_PATCHES.includes(patch.patch));
+  const { patches: looked, deciding: numbers } = series();
+  const patches = looked.map((patch) => findPatch(patch, sources));
+  const deciding = patches.filter((patch) => numbers.includes(patch.patch));
   const present = deciding.some((patch) => patch.state === 'present');
   return {
     kind: present ? 'patched' : 'stock',

@@ -8,11 +8,13 @@ export {
 } from './fingerprint.ts';
 export { type CpuProbe, type HostProbe, type KvmProbe, probeHost } from './host.ts';
 export {
-  CONTEXT_STATS,
-  CONTEXTS_PER_CPU,
   type KernelKind,
-  SERIES,
+  readSeries,
+  type Series,
+  SeriesError,
   type SeriesPatch,
+  series,
+  seriesForLab,
   type Trace,
 } from './series.ts';
 export { findHidden, findUnmanaged, hiddenMemory, type UnmanagedRange } from './unmanaged.ts';

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import { readFileSync } from 'node:fs';
 
 /** The two answers a kernel can give to the series' tests. */
 export type KernelKind = 'stock' | 'patched';
@@ -13,64 +14,126 @@ export interface SeriesPatch {
   /** Its number in the posted series. */
   readonly patch: number;
   readonly title: string;
+  /** Any one of them is enough to call the patch present. */
   readonly traces: readonly Trace[];
 }
 
 /**
- * "KVM: nVMX: Improve performance for unmanaged guest memory", patch by patch. Names may change while the
- * series is reviewed, so they are data: any one trace of a patch is enough to call the patch present.
+ * A patch series, by what it leaves in a kernel. Names may change while a series is reviewed, so they are data:
+ * series.json beside this file, or the file that NVMX_SERIES names.
  */
-export const SERIES: readonly SeriesPatch[] = [
-  {
-    patch: 1,
-    title: 'L1 MSR bitmap in a gfn_to_pfn_cache',
-    traces: [{ kind: 'btf-member', struct: 'nested_vmx', member: 'msr_bitmap_cache' }],
-  },
-  {
-    patch: 2,
-    title: 'gfn_to_pfn_cache used by a guest',
-    traces: [{ kind: 'btf-member', struct: 'gfn_to_pfn_cache', member: 'vcpu' }],
-  },
-  {
-    patch: 3,
-    title: 'nested state validity',
-    traces: [{ kind: 'btf-member', struct: 'kvm_x86_nested_ops', member: 'is_nested_state_invalid' }],
-  },
-  {
-    patch: 4,
-    title: 'APIC-access, virtual-APIC and posted-interrupt pages in a gfn_to_pfn_cache',
-    traces: [{ kind: 'btf-member', struct: 'nested_vmx', member: 'apic_access_page_cache' }],
-  },
-  {
-    patch: 6,
-    title: 'eVMCS fields cached at VM entry',
-    traces: [{ kind: 'btf-member', struct: 'nested_vmx', member: 'hv_clean_fields' }],
-  },
-  {
-    patch: 7,
-    title: 'eVMCS page in a gfn_to_pfn_cache',
-    traces: [{ kind: 'btf-member', struct: 'nested_vmx', member: 'hv_evmcs_cache' }],
-  },
-  {
-    patch: 8,
-    title: 'nested context table',
-    traces: [
-      { kind: 'vm-stat', name: 'nested_context_reuse' },
-      { kind: 'btf-member', struct: 'kvm_vm_stat', member: 'nested_context_reuse' },
-    ],
-  },
-  {
-    patch: 9,
-    title: 'caches kept in the nested context',
-    traces: [{ kind: 'btf-struct', struct: 'vmx_nested_context' }],
-  },
-];
+export interface Series {
+  readonly title: string;
+  readonly patches: readonly SeriesPatch[];
+  /** The patches whose presence decides which answers the APIC-access and L2-switch tests expect. */
+  readonly deciding: readonly number[];
+  /** VM statistics of the nested context table. */
+  readonly contextStats: { readonly reuse: string; readonly recycle: string };
+  /** Contexts the table holds for each online CPU of the host (uapi KVM_NESTED_OVERSUB_RATIO). */
+  readonly contextsPerCpu: number;
+}
 
-/** The patch whose presence decides which answers the APIC-access and L2-switch tests expect. */
-export const DECIDING_PATCHES: readonly number[] = [4, 8];
+/** NVMX_SERIES names a file that cannot be read or does not describe a series. */
+export class SeriesError extends Error {
+  override readonly name = 'SeriesError';
+}
 
-/** VM statistics of the nested context table (patch 8). */
-export const CONTEXT_STATS = { reuse: 'nested_context_reuse', recycle: 'nested_context_recycle' } as const;
+const OWN = new URL('./series.json', import.meta.url);
 
-/** Contexts the table holds for each online CPU of the host (uapi KVM_NESTED_OVERSUB_RATIO, patch 8). */
-export const CONTEXTS_PER_CPU = 8;
+let loaded: { readonly from: string | undefined; readonly series: Series } | undefined;
+
+/**
+ * The series this process looks for.
+ *
+ * @throws SeriesError
+ */
+export function series(): Series {
+  const from = process.env['NVMX_SERIES'] || undefined;
+  if (loaded?.from !== from || !loaded) loaded = { from, series: readSeries(from ?? OWN) };
+  return loaded.series;
+}
+
+/** @throws SeriesError which says what in the file is wrong */
+export function readSeries(path: string | URL): Series {
+  const fail = (why: string): never => {
+    throw new SeriesError(
+      `NVMX_SERIES=${path} cannot be used: ${why}; begin with a copy of the package's lib/probe/series.json`,
+    );
+  };
+  let value: unknown;
+  try {
+    value = JSON.parse(readFileSync(path, 'utf8'));
+  } catch (error) {
+    return fail((error as Error).message);
+  }
+  const wrong = findWrong(value);
+  return wrong === undefined ? (value as Series) : fail(wrong);
+}
+
+type Json = Readonly<Record<string, unknown>>;
+
+function findWrong(value: unknown): string | undefined {
+  if (!isObject(value)) return 'it is not a JSON object';
+  const { title, patches, deciding, contextStats, contextsPerCpu } = value;
+  if (typeof title !== 'string') return '"title" is not a text';
+  if (!Array.isArray(patches) || patches.length === 0) return '"patches" is not a list';
+  for (const [index, patch] of patches.entries()) {
+    const wrong = findWrongPatch(patch);
+    if (wrong !== undefined) return `patches[${index}]: ${wrong}`;
+  }
+  const numbers = new Set(patches.map((patch: SeriesPatch) => patch.patch));
+  if (!Array.isArray(deciding) || deciding.length === 0 || !deciding.every((one) => numbers.has(one))) {
+    return '"deciding" is not a list of numbers of its patches';
+  }
+  if (!isObject(contextStats) || !texts(contextStats, 'reuse', 'recycle')) {
+    return '"contextStats" does not name "reuse" and "recycle"';
+  }
+  return isCount(contextsPerCpu) ? undefined : '"contextsPerCpu" is not a whole number from 1 on';
+}
+
+function findWrongPatch(patch: unknown): string | undefined {
+  if (!isObject(patch)) return 'not an object';
+  if (!isCount(patch['patch'])) return '"patch" is not a whole number from 1 on';
+  if (typeof patch['title'] !== 'string') return '"title" is not a text';
+  const traces = patch['traces'];
+  if (!Array.isArray(traces) || traces.length === 0) return '"traces" is not a list';
+  const bad = traces.findIndex((trace) => !isTrace(trace));
+  return bad < 0
+    ? undefined
+    : `traces[${bad}] is no {kind: "vm-stat", name}, {kind: "btf-struct", struct} or {kind: "btf-member", struct, member}`;
+}
+
+function isTrace(trace: unknown): boolean {
+  if (!isObject(trace)) return false;
+  switch (trace['kind']) {
+    case 'vm-stat':
+      return texts(trace, 'name');
+    case 'btf-struct':
+      return texts(trace, 'struct');
+    case 'btf-member':
+      return texts(trace, 'struct', 'member');
+    default:
+      return false;
+  }
+}
+
+function isObject(value: unknown): value is Json {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function isCount(value: unknown): boolean {
+  return Number.isSafeInteger(value) && (value as number) > 0;
+}
+
+function texts(value: Json, ...names: string[]): boolean {
+  return names.every((name) => typeof value[name] === 'string');
+}
+
+/** Where the lab machine finds the file, and what a program there must know to look into it. */
+export function seriesForLab(): { files: Record<string, string>; env: Record<string, string> } {
+  series();
+  const from = process.env['NVMX_SERIES'];
+  return from
+    ? { files: { '/series.json': from }, env: { NVMX_SERIES: '/series.json' } }
+    : { files: {}, env: {} };
+}

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { consoleExcerpt, LabError, type LabOptions, type LabResult, runInLab } from '../lab/index.ts';
+import { seriesForLab } from '../probe/index.ts';
 import type { MachineInfo, RunEvent, Selftest, TestResult } from './engine/model.ts';
 import type { Settings } from './engine/parameters.ts';
 import { type Cursor, hasRounds, isFailure, type RunOptions } from './engine/runner.ts';
@@ -101,7 +102,7 @@ async function runOnce(
   };
   try {
     const result = await runInLab([options.agent ?? 'dist/selftest/agent.js', JSON.stringify(job)], {
-      ...options.lab,
+      ...labOptions(options.lab),
       signal: options.signal ? AbortSignal.any([options.signal, silence.signal]) : silence.signal,
       onEngine: (used) => {
         engine = `${used.version}${used.apicv ? '' : ' (apicv off)'}`;
@@ -126,6 +127,11 @@ async function runOnce(
   } finally {
     clearTimeout(watchdog);
   }
+}
+
+function labOptions(lab: LabRunOptions['lab']): LabRunOptions['lab'] {
+  const { files, env } = seriesForLab();
+  return { ...lab, files: { ...lab.files, ...files }, env: { ...lab.env, ...env } };
 }
 
 function crashed(

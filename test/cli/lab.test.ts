@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -115,7 +115,12 @@ describe.skipIf(!lab.possible)('nvmx in the lab', { timeout: 600_000 }, () => {
   });
 
   test('probe --machine lab shows kvm_intel, its controls and the fingerprint with evidence', async () => {
-    const { status, stdout } = await run(['probe', '--machine', 'lab', '--json']);
+    // A series whose second patch renamed what every kernel has.
+    const series = JSON.parse(readFileSync('lib/probe/series.json', 'utf8'));
+    series.patches[1].traces = [{ kind: 'btf-member', struct: 'nested_vmx', member: 'vmxon' }];
+    const file = join(folder, 'series.json');
+    writeFileSync(file, JSON.stringify(series));
+    const { status, stdout } = await run(['probe', '--machine', 'lab', '--json'], { NVMX_SERIES: file });
     expect(status).toBe(0);
     const probe = JSON.parse(stdout);
     expect(probe).toMatchObject({
@@ -133,6 +138,12 @@ describe.skipIf(!lab.possible)('nvmx in the lab', { timeout: 600_000 }, () => {
         'BTF kvm_vm_stat.nested_context_reuse: not there',
       ],
     });
+    expect(probe.fingerprint.patches[1]).toMatchObject({
+      patch: 2,
+      state: 'present',
+      evidence: ['BTF nested_vmx.vmxon: there'],
+    });
+    expect(probe.fingerprint.kind).toBe('stock');
   });
 
   test('a kernel that is not a kernel: status 3 at once', async () => {

@@ -16,6 +16,12 @@ describe('usage', () => {
     expect(stderr).toContain('nvmx test [PATTERN...]');
   });
 
+  test('names of a series that cannot be read: what and why, status 2', async () => {
+    const { status, stderr } = await nvmx(['probe'], { env: { NVMX_SERIES: 'package.json' } });
+    expect([status, stderr]).toEqual([2, expect.stringContaining('"title" is not a text')]);
+    expect(stderr).not.toContain('    at ');
+  });
+
   test('--help of a command: the help on standard output, status 0', async () => {
     const { status, stdout } = await nvmx(['test', '--help']);
     expect(status).toBe(0);

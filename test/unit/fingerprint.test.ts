@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { structMembers } from '../../lib/probe/btf.ts';
 import { fingerprint } from '../../lib/probe/fingerprint.ts';
+import { readSeries } from '../../lib/probe/series.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'nvmx-btf-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -107,5 +108,49 @@ describe('fingerprint', () => {
     const found = fingerprint({ vmStats: new Set(), structs, notes: [] });
     expect(found.kind).toBe('stock');
     expect(found.patches.find((patch) => patch.patch === 1)?.state).toBe('present');
+  });
+});
+
+describe('the names of a series', () => {
+  const own = JSON.parse(readFileSync(new URL('../../lib/probe/series.json', import.meta.url), 'utf8'));
+  const written = (value: unknown): string => file('series.json', Buffer.from(JSON.stringify(value)));
+
+  test('come from the file that NVMX_SERIES names', () => {
+    const renamed = {
+      ...own,
+      patches: [{ patch: 3, title: 't', traces: [{ kind: 'vm-stat', name: 'new' }] }],
+    };
+    process.env['NVMX_SERIES'] = written({ ...renamed, deciding: [3] });
+    try {
+      expect(fingerprint({ vmStats: new Set(['new']), notes: [] })).toMatchObject({
+        kind: 'patched',
+        certain: true,
+        patches: [{ patch: 3, state: 'present', evidence: ['VM statistic new: there'] }],
+      });
+    } finally {
+      delete process.env['NVMX_SERIES'];
+    }
+    expect(fingerprint({ vmStats: new Set(['new']), notes: [] })).toMatchObject({ kind: 'stock' });
+  });
+
+  test.each([
+    [{ ...own, title: 1 }, '"title" is not a text'],
+    [{ ...own, patches: [] }, '"patches" is not a list'],
+    [{ ...own, patches: [{ patch: 0 }] }, 'patches[0]: "patch" is not a whole number'],
+    [
+      { ...own, patches: [{ patch: 1, title: 't', traces: [{ kind: 'btf-member', struct: 's' }] }] },
+      'traces[0] is no',
+    ],
+    [{ ...own, deciding: [5] }, '"deciding" is not a list of numbers of its patches'],
+    [{ ...own, contextStats: { reuse: 'a' } }, '"contextStats" does not name'],
+    [{ ...own, contextsPerCpu: 0 }, '"contextsPerCpu" is not a whole number'],
+    [[], 'it is not a JSON object'],
+  ])('that are wrong are refused with the place %#', (value, why) => {
+    expect(() => readSeries(written(value))).toThrow(why);
+  });
+
+  test('that are not JSON, or not there, are refused', () => {
+    expect(() => readSeries(file('bad.json', Buffer.from('{')))).toThrow(/bad\.json cannot be used: .*JSON/);
+    expect(() => readSeries(join(folder, 'missing.json'))).toThrow('ENOENT');
   });
 });

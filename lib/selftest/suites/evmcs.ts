@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hyper-V's enlightened VMCS: where it is and who uses it.
 import { EVMCS_BYTES, foldChecksum, type L2, VP_ASSIST, vmcallRegsValues } from '../../guest/index.ts';
-import { CONTEXT_STATS } from '../../probe/index.ts';
+import { series } from '../../probe/index.ts';
 import { selftest } from '../engine/define.ts';
 import type { Selftest, SelftestContext } from '../engine/model.ts';
 import { binaryStats, nestedVmx } from '../engine/requirements.ts';
@@ -125,7 +125,10 @@ async function takeTurns(context: SelftestContext, c: number, plain: number) {
       operations: l2s.reduce((sum, l2) => sum + l2.progress.executed, 0),
       rightChecksums: l2s.filter((l2, index) => l2.progress.checksum === expected(index)).length,
     },
-    evidence: { contextReuse: counter(CONTEXT_STATS.reuse), contextRecycle: counter(CONTEXT_STATS.recycle) },
+    evidence: {
+      contextReuse: counter(series().contextStats.reuse),
+      contextRecycle: counter(series().contextStats.recycle),
+    },
   };
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { cpus } from 'node:os';
 import { foldChecksum, type L1, type L2, vmcallRegsValues } from '../../guest/index.ts';
-import { CONTEXT_STATS, CONTEXTS_PER_CPU } from '../../probe/index.ts';
+import { series } from '../../probe/index.ts';
 import { selftest } from '../engine/define.ts';
 import type { Observations, Selftest, SelftestContext, Suite } from '../engine/model.ts';
 import { binaryStats, nestedVmx, vmxControl } from '../engine/requirements.ts';
@@ -97,8 +97,8 @@ async function run(
   const stats = vm.stats();
   const counter = (name: string): number | null => (stats.has(name) ? stat(stats, name) : null);
   const counters = {
-    contextReuse: counter(CONTEXT_STATS.reuse),
-    contextRecycle: counter(CONTEXT_STATS.recycle),
+    contextReuse: counter(series().contextStats.reuse),
+    contextRecycle: counter(series().contextStats.recycle),
   };
   const nestedRun = nestedRuns(l1) - runsBefore;
   let vpids = 0;
@@ -128,7 +128,7 @@ function define(mode: Mode, c: number, s: number): Selftest {
     vpids: c,
   };
   // Evaluated where the test runs: in the lab this is the emulated machine's number of CPUs.
-  const contexts = CONTEXTS_PER_CPU * cpus().length;
+  const contexts = series().contextsPerCpu * cpus().length;
   const counted = mode.counters?.(c, s, contexts);
   return selftest({
     id: `l2-switch/${mode.name}/c=${c}${s === DEFAULT_ROUNDS ? '' : `,s=${s}`}`,
