@@ -1,11 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Builds the addon (node-gyp), the guest images (cmake-js) and the TypeScript (tsc), each only when its
-// sources changed. As a program: node scripts/build.mjs [--prebuild]
+// sources changed. As a program: node scripts/build.mjs [--prebuild [FOLDER]]
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { dirname, join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { ROOT, run, sayer, script } from './run.mjs';
+import { nodeHeaders, ROOT, run, sayer, script } from './run.mjs';
 
 const bin = (name) => join(ROOT, 'node_modules/.bin', name);
 
@@ -48,25 +56,18 @@ export function build(say) {
   }
 }
 
-/** Makes prebuilds/: the stripped addon and the guest images, as they go into the package. */
-export function prebuild(say) {
+/** The stripped addon and the guest images, as they go into the package; into prebuilds/ unless told otherwise. */
+export function prebuild(say, folder = join(ROOT, 'prebuilds')) {
   build(say);
   say('making prebuilds');
-  run(
-    bin('prebuildify'),
-    ['--napi', '--strip', '--name', 'node.napi', '--artifacts', 'out/cmake/guests'],
-    'prebuildify',
-    nodeHeaders(),
-  );
-  // prebuildify moved the addon away: the next build makes build/ again.
-  rmSync(join(ROOT, 'out/stamps/addon'), { force: true });
-}
-
-/** node-gyp and cmake-js download headers unless told that this Node's own are beside it. */
-function nodeHeaders() {
-  const prefix = dirname(dirname(process.execPath));
-  const there = existsSync(join(prefix, 'include/node/node.h'));
-  return there ? { npm_config_nodedir: prefix } : {};
+  const target = join(folder, 'linux-x64');
+  rmSync(folder, { recursive: true, force: true });
+  mkdirSync(target, { recursive: true });
+  const addon = join(ROOT, 'build/Release/nvmx.node');
+  run('strip', ['--strip-all', '-o', join(target, 'node.napi.node'), addon], 'strip');
+  for (const image of ['l1.elf', 'l2.elf']) {
+    copyFileSync(join(ROOT, 'out/cmake/guests', image), join(target, image));
+  }
 }
 
 function digest(paths) {
@@ -94,5 +95,6 @@ function files(path) {
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) {
-  await script(() => (process.argv.includes('--prebuild') ? prebuild : build)(sayer()));
+  const [what, folder] = process.argv.slice(2);
+  await script(() => (what === '--prebuild' ? prebuild(sayer(), folder) : build(sayer())));
 }

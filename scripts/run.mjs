@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 export const ROOT = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '');
@@ -22,6 +24,13 @@ export function run(command, args, what, env = {}) {
     throw new Error(`${what} ${how}:\n${text}`);
   }
   return done.stdout;
+}
+
+/** node-gyp and cmake-js download headers unless told that this Node's own are beside it. */
+export function nodeHeaders() {
+  const prefix = dirname(dirname(process.execPath));
+  const there = existsSync(join(prefix, 'include/node/node.h'));
+  return there ? { npm_config_nodedir: prefix } : {};
 }
 
 /** Runs the main function of a script: a failure is one message and exit status 3, not a stack trace. */

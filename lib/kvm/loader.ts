@@ -126,7 +126,8 @@ function candidates(root: string): string[] {
         .filter((name) => name.endsWith('.node'))
         .map((name) => join(prebuilds, name))
     : [];
-  return [...shipped, join(root, 'build', 'Release', 'nvmx.node')];
+  // What was built here fits here: a checkout's own build, or one made at installation because the shipped did not.
+  return [join(root, 'build', 'Release', 'nvmx.node'), ...shipped];
 }
 
 /** What to do when no addon can be loaded; exported for its test. */
@@ -146,8 +147,12 @@ export function loadFailure(
     lines.push(
       '- in a clone of the repository, build it: npm run build (needs g++ 12 or newer, make and python3)',
     );
-    lines.push('- in a project that depends on nvmx, install it again: npm install --force nvmx');
-    lines.push('- when the message names GLIBC, the system is older than Debian 12: build from a clone');
+    lines.push(
+      '- in a project that depends on nvmx, build it there: npm rebuild nvmx --ignore-scripts=false',
+    );
+    lines.push(
+      '- when the message names GLIBC, that is the way too: the shipped addon is for Debian 12 and newer',
+    );
     lines.push('- when node_modules comes from another machine, run npm ci on this one');
   }
   return Object.assign(new Error(lines.join('\n')), { code: 'ERR_NVMX_ADDON' });
