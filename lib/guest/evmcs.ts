@@ -165,9 +165,10 @@ export class Evmcs {
   readonly gpa: number;
   readonly #view: DataView;
 
-  constructor(memory: ArrayBuffer, gpa: number) {
+  /** @param page its bytes */
+  constructor(page: Uint8Array, gpa: number) {
     this.gpa = gpa;
-    this.#view = new DataView(memory, gpa, EVMCS_BYTES);
+    this.#view = new DataView(page.buffer, page.byteOffset, EVMCS_BYTES);
   }
 
   /** @throws RangeError for a field that an eVMCS does not have */

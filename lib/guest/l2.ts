@@ -114,7 +114,9 @@ export class L2 {
     const allocate = (pages?: number) => l1.allocate(pages);
     const at = (gpa: number, length: number) => l1.memoryAt(gpa, length);
     this.structures = new L2Structures({ memory, allocate, at, ept: l1.ept }, options);
-    this.vmcs = l1.allocate();
+    this.vmcs = options.vmcs ?? l1.allocate();
+    const page = l1.memoryAt(this.vmcs, PAGE_SIZE);
+    page.fill(0);
     this.area = new RecordView(memory, 'l2', l1.allocate());
     this.control = new RecordView(memory, 'control', l1.allocate());
     this.#stackTop = l1.allocate(STACK_PAGES) + STACK_PAGES * PAGE_SIZE;
@@ -127,11 +129,11 @@ export class L2 {
     this.control.setU64('eoi', options.autoEoi === 'x2apic' ? 1 : (options.autoEoi ?? 0));
     this.area.setU64('regs', this.control.gpa, 7);
     if (options.evmcs) {
-      this.evmcs = new Evmcs(memory, this.vmcs);
+      this.evmcs = new Evmcs(page, this.vmcs);
       this.evmcs.revision = EVMCS_REVISION;
       this.area.setU64('evmcs', this.vmcs);
     } else {
-      new DataView(memory).setUint32(this.vmcs, controls.revision, true);
+      new DataView(page.buffer, page.byteOffset).setUint32(0, controls.revision, true);
     }
     this.fields = new Vmcs(vmcsAccess(this));
   }

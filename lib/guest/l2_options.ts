@@ -25,6 +25,8 @@ export interface L2Options {
    * every RDMSR and WRMSR exits.
    */
   msrBitmap?: boolean | number;
+  /** Guest-physical address of the page that is its VMCS; default one of L1's memory. */
+  vmcs?: number;
   /** Gives it I/O bitmaps that intercept nothing; without them no port exits, unless a control says so. */
   ioBitmap?: boolean;
   /** Guest-physical address of the APIC-access page. */

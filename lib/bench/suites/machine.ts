@@ -7,7 +7,7 @@ import { type BackingName, type BenchContext, UnavailableError } from '../bench.
 export const PAGE = 4096;
 /** Where the pages of interest are: a slot of their own, far from L1's memory. */
 const PAGES_GPA = 0xc000_0000;
-const PAGES_PER_L2 = 4;
+const PAGES_PER_L2 = 5;
 /** KVM refuses to deliver to lower vectors; nobody sends this one. */
 const NOTIFICATION_VECTOR = 0xf2;
 
@@ -16,11 +16,14 @@ export interface Machine extends Disposable {
   readonly l1: L1;
 }
 
-export async function bootMachine(memory = 16 * 1024 * 1024): Promise<Machine> {
+const L1_MEMORY = 16 * 1024 * 1024;
+
+/** @param evmcs L1 has Hyper-V's enlightenments, as an eVMCS needs them */
+export async function bootMachine({ evmcs = false } = {}): Promise<Machine> {
   const kvm = Kvm.open();
   try {
     const vm = kvm.createVm();
-    const l1 = await L1.boot(vm, { memory });
+    const l1 = await L1.boot(vm, { memory: L1_MEMORY, evmcs });
     return { vm, l1, [Symbol.dispose]: () => kvm.close() };
   } catch (error) {
     kvm.close();
@@ -36,33 +39,44 @@ export function backingOf(name: BackingName, context: BenchContext): Backing {
   return { type: 'file', path: '/dev/mem', offset: context.unmanaged.address };
 }
 
-/** What L0 needs of L1's memory to run an L2, one more with each. */
-export const VARIANTS = ['none', 'msr-bitmap', 'apic-access', 'vapic', 'posted-interrupts'] as const;
-export type Variant = (typeof VARIANTS)[number];
+/** Pages of L1's memory that L0 needs to run an L2. */
+export type ControlPage = 'msr-bitmap' | 'apic-access' | 'vapic' | 'posted-interrupts' | 'evmcs';
+
+/** What is measured with: one page more with each of the first five; the last two are on an eVMCS. */
+export const VARIANTS = {
+  none: [],
+  'msr-bitmap': ['msr-bitmap'],
+  'apic-access': ['msr-bitmap', 'apic-access'],
+  vapic: ['msr-bitmap', 'apic-access', 'vapic'],
+  'posted-interrupts': ['msr-bitmap', 'apic-access', 'vapic', 'posted-interrupts'],
+  evmcs: ['evmcs'],
+  // An eVMCS has no field for the address of an APIC-access page
+  'evmcs-vapic': ['evmcs', 'msr-bitmap', 'vapic'],
+} as const satisfies Record<string, readonly ControlPage[]>;
+export type Variant = keyof typeof VARIANTS;
 
 /** The pages that L0 maps at entry, for several L2s, on one backing. */
 export class ControlPages {
   readonly region: MemoryRegion;
-  readonly #has: (variant: Variant) => boolean;
+  readonly #pages: readonly ControlPage[];
 
   constructor(vm: Vm, l2s: number, backing: Backing, variant: Variant) {
     const size = Math.ceil((l2s * PAGES_PER_L2 * PAGE) / 0x20_0000) * 0x20_0000;
     this.region = vm.memory.add({ gpa: PAGES_GPA, size, backing });
     // Nobody clears unmanaged memory
     new Uint8Array(this.region.buffer, 0, l2s * PAGES_PER_L2 * PAGE).fill(0);
-    this.#has = (wanted) => VARIANTS.indexOf(variant) >= VARIANTS.indexOf(wanted);
+    this.#pages = VARIANTS[variant];
   }
 
   /** The options that give L2 number `index` its pages. */
   options(index: number): L2Options {
-    const [apicAccess, virtualApic, msrBitmap, descriptor] = [0, 1, 2, 3].map(
-      (page) => PAGES_GPA + (index * PAGES_PER_L2 + page) * PAGE,
-    );
-    const has = this.#has;
+    const at = (page: number) => PAGES_GPA + (index * PAGES_PER_L2 + page) * PAGE;
+    const has = (page: ControlPage) => this.#pages.includes(page);
     return {
       vpid: index + 1,
-      ...(has('apic-access') ? { apicAccess: apicAccess! } : {}),
-      ...(has('vapic') ? { virtualApic: virtualApic! } : {}),
+      ...(has('evmcs') ? { evmcs: true, vmcs: at(4) } : {}),
+      ...(has('apic-access') ? { apicAccess: at(0) } : {}),
+      ...(has('vapic') ? { virtualApic: at(1) } : {}),
       controls: [
         ...(has('msr-bitmap') ? (['primary.use-msr-bitmaps'] as const) : []),
         ...(has('posted-interrupts')
@@ -76,9 +90,9 @@ export class ControlPages {
           : []),
       ],
       fields: {
-        ...(has('msr-bitmap') ? { MSR_BITMAP: msrBitmap! } : {}),
+        ...(has('msr-bitmap') ? { MSR_BITMAP: at(2) } : {}),
         ...(has('posted-interrupts')
-          ? { POSTED_INTR_DESC_ADDR: descriptor!, POSTED_INTR_NV: NOTIFICATION_VECTOR }
+          ? { POSTED_INTR_DESC_ADDR: at(3), POSTED_INTR_NV: NOTIFICATION_VECTOR }
           : {}),
       },
     };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { ControlName } from '../../guest/index.ts';
+import { type ControlName, exitReasonCode, VMCS_FIELDS } from '../../guest/index.ts';
 import type { BackingName, Bench, BenchContext } from '../bench.ts';
 import type { Measurement } from '../model.ts';
 import { countCalls, tracingProblem } from '../trace.ts';
@@ -7,6 +7,7 @@ import {
   backingOf,
   benchL2,
   bootMachine,
+  type ControlPage,
   ControlPages,
   type Machine,
   mustBe,
@@ -22,8 +23,11 @@ const TITLES: Record<Variant, string> = {
   'apic-access': 'MSR bitmap, APIC-access page',
   vapic: 'MSR bitmap, APIC-access page, virtual-APIC page',
   'posted-interrupts': 'MSR bitmap, APIC-access, virtual-APIC page, posted-interrupt descriptor',
+  evmcs: 'enlightened VMCS',
+  'evmcs-vapic': 'enlightened VMCS, MSR bitmap, virtual-APIC page',
 };
-const CONTROLS: Partial<Record<Variant, readonly ControlName[]>> = {
+const NAMES = Object.keys(VARIANTS) as Variant[];
+const CONTROLS: Partial<Record<ControlPage, readonly ControlName[]>> = {
   'apic-access': ['secondary.virtualize-apic-accesses'],
   vapic: ['primary.use-tpr-shadow'],
   'posted-interrupts': ['pin.process-posted-interrupts', 'secondary.virtual-interrupt-delivery'],
@@ -31,22 +35,29 @@ const CONTROLS: Partial<Record<Variant, readonly ControlName[]>> = {
 /** Functions of the kernel that map a page without struct page; stock KVM calls them at every entry and exit. */
 const TRACED = ['memremap', 'memunmap'] as const;
 
-function missingControls(context: BenchContext, variant: Variant): string | undefined {
-  const wanted = VARIANTS.slice(0, VARIANTS.indexOf(variant) + 1).flatMap((name) => CONTROLS[name] ?? []);
-  const lacking = wanted.filter((name) => !context.probe.vmxControls[name]);
+const VMCALL = BigInt(exitReasonCode('vmcall'));
+const EVMCS = 'KVM_CAP_HYPERV_ENLIGHTENED_VMCS';
+
+const isEnlightened = (variant: Variant): boolean => VARIANTS[variant].some((page) => page === 'evmcs');
+
+function missingControls({ probe }: BenchContext, variant: Variant): string | undefined {
+  if (isEnlightened(variant) && !probe.kvm.capabilities[EVMCS]) {
+    return `this kernel offers L1 no enlightened VMCS (${EVMCS}; CONFIG_KVM_HYPERV)`;
+  }
+  const wanted = VARIANTS[variant].flatMap((page) => CONTROLS[page] ?? []);
+  const lacking = wanted.filter((name) => !probe.vmxControls[name]);
   return lacking.length === 0 ? undefined : `KVM does not offer L1 the control ${lacking.join(', ')}`;
 }
 
 /** Round trips inside one VM: `iterations` entries, each ended by a VMCALL that L1 skips. */
 async function roundTrips(
-  machine: Machine,
+  { l1 }: Machine,
   pages: ControlPages,
-  index: number,
+  variant: Variant,
   iterations: number,
 ): Promise<Uint32Array> {
-  const { l1 } = machine;
   const warmUp = Math.ceil(iterations / 10);
-  const l2 = await benchL2(l1, 'bench_vmcall', pages.options(index));
+  const l2 = await benchL2(l1, 'bench_vmcall', pages.options(0));
   const buffer = new TickBuffer(l1, iterations);
   const policy = { vmcall: 'skip' } as const;
   await l2.enter({ policy, limit: warmUp });
@@ -55,6 +66,8 @@ async function roundTrips(
   mustBe('the last exit', stop.kind === 'exit' ? stop.exit.reason : stop.kind, 'vmcall');
   mustBe('VM entries', l2.timing.entries, warmUp + iterations);
   mustBe('VMCALL exits', l2.exitCount('vmcall'), warmUp + iterations);
+  const written = l2.evmcs?.read(VMCS_FIELDS.VM_EXIT_REASON);
+  mustBe('exit reason in the eVMCS', written, isEnlightened(variant) ? VMCALL : undefined);
   return buffer.take(iterations);
 }
 
@@ -64,20 +77,20 @@ export function roundTrip(backing: BackingName): Bench {
     family: `round-trip/${backing}`,
     nested: true,
     backing,
-    figures: VARIANTS.map((variant) => ({
+    figures: NAMES.map((variant) => ({
       id: `round-trip/${backing}/${variant}`,
       title: `L2 VMCALL to L1 and back: ${TITLES[variant]}`,
       missing: (context) => missingControls(context, variant),
     })),
     async measure(context, wanted) {
       const results: Measurement[] = [];
-      for (const variant of VARIANTS) {
-        const figure = this.figures[VARIANTS.indexOf(variant)]!;
+      for (const [i, variant] of NAMES.entries()) {
+        const figure = this.figures[i]!;
         if (!wanted.has(figure.id)) continue;
-        using machine = await bootMachine();
+        using machine = await bootMachine({ evmcs: isEnlightened(variant) });
         const pages = new ControlPages(machine.vm, 1, backingOf(backing, context), variant);
         const count = iterations(context);
-        const samples = await roundTrips(machine, pages, 0, count);
+        const samples = await roundTrips(machine, pages, variant, count);
         results.push({
           id: figure.id,
           title: figure.title,
