@@ -33,10 +33,15 @@ export interface LabOptions extends Progress {
   readonly engineCpu?: string;
   /** Wall time for the whole run, default 10 minutes. */
   readonly timeoutMs?: number;
-  /** Wall time until the program starts, default 90 s (distribution's emulator: 300 s). */
+  /** CPU time of the emulator until the program starts, default 90 s (distribution's emulator: 300 s). */
   readonly bootLimitMs?: number;
-  /** Wall time without a byte from the machine once the program runs, default 180 s. */
+  /** CPU time of the emulator without a byte from the machine once the program runs, default 180 s. */
   readonly silenceMs?: number;
+  /**
+   * A program that prints a line at least so often, from its first on, is dead with its machine when none comes. CPU
+   * time of our emulator with one processor; the limit is longer where more is to be done for a line.
+   */
+  readonly heartbeatMs?: number;
   /**
    * Nothing of the outside gets in: the clock starts at a fixed date, and init's mark, which is otherwise random so
    * that no program can imitate it, is fixed too. Two runs then execute the same instructions.
@@ -114,6 +119,7 @@ const KERNEL_ARGUMENTS = [
 const BIOS = '/usr/share/bochs/BIOS-bochs-latest';
 const VIDEO_BIOS = '/usr/share/vgabios/vgabios.bin';
 const NODE = '/usr/bin/node';
+const FOREIGN_EFFORT = 4;
 const MIB = 1 << 20;
 /** 2026-01-01, in seconds: where the clock of a deterministic run starts. */
 const FIXED_DATE = 1_767_225_600;
@@ -202,6 +208,7 @@ async function attempt(
       timeoutMs,
       bootLimitMs: options.bootLimitMs ?? (engine.memoryImages ? 90_000 : 300_000),
       silenceMs: options.silenceMs ?? 180_000,
+      heartbeatMs: options.heartbeatMs && options.heartbeatMs * effort(engine, options),
       signal: options.signal,
       onLine: options.onLine,
       onConsole: options.onConsole,
@@ -214,6 +221,11 @@ async function attempt(
     line?.close();
     await rm(folder, { recursive: true, force: true });
   }
+}
+
+/** What a machine's instruction takes of the host, one processor of our engine being 1. */
+function effort(engine: Engine, { cpus = 1 }: LabOptions): number {
+  return cpus * (engine.memoryImages ? 1 : FOREIGN_EFFORT);
 }
 
 async function prepareParts(

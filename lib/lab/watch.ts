@@ -30,8 +30,13 @@ export interface WatchOptions {
   readonly mark: string;
   /** Init speaks on the console, because com2 is somebody's terminal. */
   readonly marksOnConsole?: boolean;
+  /** CPU time of the emulator; a busy host starves it, which is no fault of the machine's. */
   readonly bootLimitMs: number;
+  /** CPU time of the emulator. */
   readonly silenceMs: number;
+  /** CPU time of the emulator: the program prints a line at least so often, from its first line on. */
+  readonly heartbeatMs?: number | undefined;
+  /** Wall time. */
   readonly timeoutMs: number;
   readonly signal?: AbortSignal | undefined;
   readonly onReady?: () => void;
@@ -40,8 +45,9 @@ export interface WatchOptions {
 }
 
 const POLL_MS = 40;
-/** The emulator works all the time, idle guest or not: no CPU time for so long means that it is stuck itself. */
+/** By the wall: no CPU time for so long means that the emulator is stuck itself. */
 const STUCK_MS = 10_000;
+const TICK_MS = 10;
 /** A panic's text has ended when nothing more came for so long. */
 const PANIC_SILENCE_MS = 1_500;
 const PANIC_TEXT_MS = 20_000;
@@ -105,6 +111,8 @@ class MachineOutput {
   #emptyLines = 0;
   console = '';
   ready = false;
+  /** Lines of the program so far. */
+  lines = 0;
   bootMs: number | undefined;
   said: Ending | undefined;
   panickedAt: number | undefined;
@@ -136,6 +144,7 @@ class MachineOutput {
     const mark = parseMark(line, this.#options.mark);
     if (!mark) {
       if (!this.ready) return;
+      this.lines++;
       if (this.#file) this.#file.lines.push(line);
       else if (line === '') this.#emptyLines++;
       else {
@@ -186,29 +195,38 @@ function panicLine(text: string): string {
   return /Kernel panic - not syncing.*/.exec(text)?.[0].trim() ?? 'the kernel panicked';
 }
 
-/** Decides when enough time has passed. All limits are wall time. */
+/**
+ * Decides when enough time has passed. The emulator works all the time, idle guest or not, so its CPU time tells how
+ * far the machine could have come: a limit in it means the same on a busy host.
+ */
 class Clocks {
   readonly #options: WatchOptions;
   readonly #began: number;
+  /** Of the last byte: by the wall, and in the emulator's CPU time. */
   #lastSign: number;
-  #ticks = -1;
-  #ticksAt: number;
+  #lastSignCpu = 0;
+  #lines = 0;
+  #lastLineCpu = 0;
+  #cpuMs = 0;
+  #cpuAt: number;
   #saidAt: number | undefined;
 
   constructor(began: number, options: WatchOptions) {
     this.#began = began;
     this.#options = options;
     this.#lastSign = began;
-    this.#ticksAt = began;
+    this.#cpuAt = began;
   }
 
   sign(): void {
     this.#lastSign = performance.now();
+    this.#lastSignCpu = this.#cpuMs;
   }
 
   judge(lines: MachineOutput, pid: number | undefined): Ending | undefined {
     const now = performance.now();
-    const { bootLimitMs, silenceMs, timeoutMs } = this.#options;
+    const { bootLimitMs, silenceMs, heartbeatMs, timeoutMs } = this.#options;
+    this.#look(now, pid, lines);
     if (lines.said) {
       this.#saidAt ??= now;
       return now - this.#saidAt > POWER_OFF_MS ? lines.said : undefined;
@@ -219,23 +237,30 @@ class Clocks {
     }
     if (now - this.#began > timeoutMs)
       return { kind: 'timeout', why: `it ran longer than ${seconds(timeoutMs)}` };
-    if (!lines.ready && now - this.#began > bootLimitMs) {
+    if (!lines.ready && this.#cpuMs > bootLimitMs) {
       return { kind: 'hang', why: `it did not finish booting in ${seconds(bootLimitMs)}` };
     }
-    if (lines.ready && now - this.#lastSign > silenceMs) {
+    if (lines.ready && this.#cpuMs - this.#lastSignCpu > silenceMs) {
       return { kind: 'hang', why: `it gave no sign of life for ${seconds(silenceMs)}` };
     }
-    return this.#stuck(now, pid, lines.ready);
+    if (heartbeatMs !== undefined && lines.lines > 0 && this.#cpuMs - this.#lastLineCpu > heartbeatMs) {
+      return { kind: 'hang', why: `the program in it gave no sign of life for ${seconds(heartbeatMs)}` };
+    }
+    if (now - this.#cpuAt < STUCK_MS) return undefined;
+    const before = lines.ready ? 'exit' : 'boot';
+    return { kind: 'engine-failed', why: 'the emulator stopped working', before };
   }
 
-  #stuck(now: number, pid: number | undefined, ready: boolean): Ending | undefined {
-    const ticks = pid === undefined ? 0 : cpuTicks(pid);
-    if (ticks !== this.#ticks) {
-      this.#ticks = ticks;
-      this.#ticksAt = now;
+  #look(now: number, pid: number | undefined, { lines }: MachineOutput): void {
+    const cpuMs = pid === undefined ? 0 : cpuTicks(pid) * TICK_MS;
+    if (cpuMs > this.#cpuMs) {
+      this.#cpuMs = cpuMs;
+      this.#cpuAt = now;
     }
-    if (now - this.#ticksAt < STUCK_MS) return undefined;
-    return { kind: 'engine-failed', why: 'the emulator stopped working', before: ready ? 'exit' : 'boot' };
+    if (lines !== this.#lines) {
+      this.#lines = lines;
+      this.#lastLineCpu = this.#cpuMs;
+    }
   }
 }
 

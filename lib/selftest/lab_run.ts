@@ -14,8 +14,8 @@ export interface LabRunOptions extends Omit<RunOptions, 'disposable'> {
   readonly agent?: string;
 }
 
-/** The agent's heart beats once a second; so long without a line, by the wall, and the machine is dead. */
-const SILENCE_MS = 20_000;
+/** The agent's heart beats all the time; so long without a line, in CPU time of the emulator, and the machine is dead. */
+const HEARTBEAT_LIMIT_MS = 5_000;
 
 /**
  * Runs tests inside the emulated machine. When the machine dies under a test, that test's verdict is `crash`
@@ -67,7 +67,6 @@ interface Boot {
   readonly ended: boolean;
   /** The test that had begun and not ended. */
   readonly running: Cursor | undefined;
-  readonly silent: boolean;
 }
 
 async function runOnce(
@@ -91,42 +90,32 @@ async function runOnce(
       : { durationMs: Math.max(0, durationMs - (performance.now() - began)) }),
     ...(failFast === undefined ? {} : { failFast }),
   };
-  const silence = new AbortController();
-  let watchdog: NodeJS.Timeout | undefined;
   let ended = false;
   let running: Cursor | undefined;
   let engine = 'emulated';
-  const watch = (): void => {
-    clearTimeout(watchdog);
-    if (running) watchdog = setTimeout(() => silence.abort(new Error('silent')), SILENCE_MS);
-  };
-  try {
-    const result = await runInLab([options.agent ?? 'dist/selftest/agent.js', JSON.stringify(job)], {
-      ...labOptions(options.lab),
-      signal: options.signal ? AbortSignal.any([options.signal, silence.signal]) : silence.signal,
-      onEngine: (used) => {
-        engine = `${used.version}${used.apicv ? '' : ' (apicv off)'}`;
-      },
-      onLine: (line) => {
-        const event = decodeEvent(line);
-        if (!event) return;
-        if (event.event === 'start') {
-          const { id, iteration } = event;
-          running = { iteration, index: tests.findIndex((test) => test.id === id) };
-        } else if (event.event === 'result') {
-          running = undefined;
-        } else if (event.event === 'end') {
-          ended = true;
-        }
-        watch();
-        if (event.event === 'machine') onEvent({ ...event, machine: { ...event.machine, engine } });
-        else onEvent(event);
-      },
-    });
-    return { result, ended, running, silent: silence.signal.aborted };
-  } finally {
-    clearTimeout(watchdog);
-  }
+  const result = await runInLab([options.agent ?? 'dist/selftest/agent.js', JSON.stringify(job)], {
+    heartbeatMs: HEARTBEAT_LIMIT_MS,
+    ...labOptions(options.lab),
+    ...(options.signal ? { signal: options.signal } : {}),
+    onEngine: (used) => {
+      engine = `${used.version}${used.apicv ? '' : ' (apicv off)'}`;
+    },
+    onLine: (line) => {
+      const event = decodeEvent(line);
+      if (!event) return;
+      if (event.event === 'start') {
+        const { id, iteration } = event;
+        running = { iteration, index: tests.findIndex((test) => test.id === id) };
+      } else if (event.event === 'result') {
+        running = undefined;
+      } else if (event.event === 'end') {
+        ended = true;
+      }
+      if (event.event === 'machine') onEvent({ ...event, machine: { ...event.machine, engine } });
+      else onEvent(event);
+    },
+  });
+  return { result, ended, running };
 }
 
 function labOptions(lab: LabRunOptions['lab']): LabRunOptions['lab'] {
@@ -137,16 +126,15 @@ function labOptions(lab: LabRunOptions['lab']): LabRunOptions['lab'] {
 function crashed(
   test: Selftest,
   iteration: number,
-  { result, silent }: Boot,
+  { result }: Boot,
   options: LabRunOptions,
   machine: MachineInfo,
 ): TestResult {
   const kind = options.expect === 'auto' ? machine.fingerprint.kind : options.expect;
-  const how = silent
-    ? 'the machine gave no sign of life and was stopped'
-    : result.outcome === 'exited'
+  const how =
+    result.outcome === 'exited'
       ? `the test process ended with status ${result.exitStatus}`
-      : `the machine ended: ${result.outcome}`;
+      : `the machine ended: ${result.outcome}${result.reason === undefined ? '' : ` (${result.reason})`}`;
   const seed = (options.seed + iteration - 1) % 2 ** 32;
   return {
     id: test.id,

@@ -47,6 +47,7 @@ writeFileSync(
   `const { writeFileSync } = require('node:fs');
 const say = (line) => process.stdout.write(line + '\\n');
 const { ids, from } = JSON.parse(process.argv[2]);
+setInterval(() => say(${JSON.stringify(encodeEvent({ event: 'heartbeat' }))}), 25);
 say(${JSON.stringify(encodeEvent(machine))});
 (async () => {
   for (const id of ids.slice(from.index)) {
@@ -54,10 +55,11 @@ say(${JSON.stringify(encodeEvent(machine))});
     await new Promise((resolve) => setTimeout(resolve, 50));
     if (id === 'panic') writeFileSync('/proc/sysrq-trigger', 'c');
     if (id === 'quit') process.exit(9);
-    if (id === 'hang') await new Promise(() => setInterval(() => {}, 1000));
+    if (id === 'hang') process.kill(process.pid, 'SIGSTOP');
     say('@nvmx ' + JSON.stringify({ event: 'result', result: { ...${JSON.stringify(passed(''))}, id } }));
   }
   say(${JSON.stringify(encodeEvent({ event: 'end' }))});
+  process.exit(0);
 })();
 `,
 );
@@ -95,7 +97,9 @@ describe.skipIf(!lab.possible)('a machine that dies under a test', { timeout: 60
   test('a machine that says nothing more is stopped: crash; a test process that ends is an error', async () => {
     const { results } = await run(['hang', 'quit', 'after']);
     expect(results.map((result) => result.verdict)).toEqual(['crash', 'error', 'pass']);
-    expect(results[0]?.reason).toContain('the machine gave no sign of life');
+    expect(results[0]?.reason).toContain(
+      'the machine ended: hang (the program in it gave no sign of life for 5 s)',
+    );
     expect(results[1]?.reason).toContain('the test process ended with status 9');
   });
 
