@@ -13,7 +13,7 @@ import { packageFile } from './packages.ts';
 import { run } from './process.ts';
 
 /** Root of the installed package: this file is lib/lab/payload.ts or dist/lab/payload.js. */
-const PACKAGE_ROOT = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
+export const PACKAGE_ROOT = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 
 /** What goes into the machine of the package itself, where it is there: code, addon, guest images. */
 const PACKAGE_PARTS: readonly (readonly [folder: string, wanted: RegExp])[] = [
@@ -82,6 +82,8 @@ export interface JobArchive {
   readonly modules: readonly KernelModule[];
   /** Outside file or folder by its absolute place inside. */
   readonly files: Files;
+  /** Contents of files that are made for the job, by their place inside. */
+  readonly made?: Readonly<Record<string, Buffer | string>>;
 }
 
 /** The part of the initramfs that belongs to one run: init, busybox, modules, the package and the job's files. */
@@ -100,6 +102,7 @@ export async function writeJobArchive(path: string, job: JobArchive, progress: P
     for (const [inside, outside] of Object.entries(await withLibraries(expandFolders(job.files), progress))) {
       await archive.file(inside, await readFile(outside));
     }
+    for (const [inside, data] of Object.entries(job.made ?? {})) await archive.file(inside, data);
     return await archive.end();
   } catch (error) {
     await archive.abandon();

@@ -15,6 +15,7 @@ describe.skipIf(!lab.possible)('nvmx bench in the lab', () => {
       'exit',
       'round-trip/*/none',
       'round-trip/*/vapic',
+      'round-trip/anonymous/evmcs',
       'switch/anonymous/vmcs=2',
       'memremap',
       'nested-state',
@@ -46,6 +47,7 @@ describe.skipIf(!lab.possible)('nvmx bench in the lab', () => {
     expect(count).toBe(300);
     expect(counts['vmcallExits']).toBe(300);
     expect(histogram.reduce((sum, [, samples]) => sum + samples, 0)).toBe(300);
+    expect(figure('round-trip/anonymous/evmcs').counts['vmcallExits']).toBe(300);
   });
 
   test('stock KVM maps three unmanaged pages at every entry, and no managed one', ({ skip }) => {
