@@ -7,6 +7,7 @@ import { MachineError, packageVersion } from '../selftest/index.ts';
 import { benchCommand } from './bench.ts';
 import { compareCommand } from './compare.ts';
 import { kernelCommand } from './kernel.ts';
+import { kselftestCommand } from './kselftest.ts';
 import { labCommand } from './lab.ts';
 import { mergeCommand } from './merge.ts';
 import { HELP, STATUS, UsageError } from './options.ts';
@@ -18,6 +19,7 @@ type Command = (args: string[], signal: AbortSignal) => Promise<number>;
 const COMMANDS: Record<string, Command> = {
   probe: probeCommand,
   test: testCommand,
+  kselftest: kselftestCommand,
   merge: mergeCommand,
   kernel: kernelCommand,
   lab: labCommand,

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { MergeError, mergeReports, parseReport } from '../report/index.ts';
 import type { RunReport } from '../selftest/index.ts';
 import { oneOf, parse, UsageError } from './options.ts';
-import { exitStatus, openOutput, REPORTER_NAMES, REPORTERS } from './test.ts';
+import { exitStatus, openOutput, REPORTER_NAMES, REPORTERS } from './report.ts';
 
 /** Shows the parts of a sharded run as one, in any view; its exit status is the whole run's. */
 export async function mergeCommand(args: string[]): Promise<number> {

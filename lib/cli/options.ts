@@ -23,6 +23,9 @@ usage
       a shell there on this terminal
   nvmx test [PATTERN...] [options]
       run selftests; a PATTERN is an id, the first part of one, or a glob (l2-switch, 'apic-update/*/racing')
+  nvmx kselftest FOLDER [PATTERN...] [options]
+      run the kernel's own selftest programs: those of kselftest-list.txt, of .test files, or all in the folder;
+      options as for test: machine, kernel, timeout, jobs, reports, --list, --fail-fast
   nvmx run FILE.(js|ts) [--machine auto|host|lab] [--kernel K] [--append ARGS] [--folder DIR] [--timeout S] [-- ARGS]
       run a script of yours where nested VMX is; in the lab it finds its folder (or DIR), and nvmx
   nvmx bench [PATTERN...] [options]

@@ -1,28 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 import { randomInt } from 'node:crypto';
-import { closeSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs';
-import { join } from 'node:path';
-import {
-  githubReporter,
-  jsonReporter,
-  junitReporter,
-  ktapReporter,
-  type Reporter,
-  specReporter,
-  type Write,
-} from '../report/index.ts';
 import {
   MachineError,
   parseMatrix,
   parseSetting,
-  type RunReport,
-  runSelftests,
   type Selftest,
   SettingError,
   type Settings,
   select,
   suites,
-  type TestResult,
   testsOf,
 } from '../selftest/index.ts';
 import {
@@ -33,21 +19,13 @@ import {
   machineChoice,
   oneOf,
   parse,
-  progress,
   STATUS,
   shard,
   UsageError,
   wholeNumber,
 } from './options.ts';
 
-export const REPORTERS = {
-  spec: specReporter,
-  ktap: ktapReporter,
-  json: jsonReporter,
-  junit: junitReporter,
-  github: githubReporter,
-} as const;
-export const REPORTER_NAMES = Object.keys(REPORTERS) as (keyof typeof REPORTERS)[];
+import { REPORTER_NAMES, runAndReport } from './report.ts';
 
 export async function testCommand(args: string[], signal: AbortSignal): Promise<number> {
   const { values, positionals } = parse(args, {
@@ -99,22 +77,8 @@ export async function testCommand(args: string[], signal: AbortSignal): Promise<
   const tests = values.shard === undefined ? selected : shard(selected, values.shard);
   if (values.list) return list(tests);
 
-  using output = values.output === undefined ? undefined : openOutput(values.output);
-  const status = progress();
-  const terminal: Write = (text) => {
-    status.clear();
-    process.stdout.write(text);
-  };
-  const spec = (): Reporter => specReporter(terminal, { color: colors() });
-  const make = REPORTERS[reporterName];
-  const reporters: Reporter[] = output
-    ? [make(output.write), spec()]
-    : [reporterName === 'spec' ? spec() : make(terminal)];
-
   const rounds = (repeat ?? 1) * (variants?.length ?? 1);
-  for (const reporter of reporters)
-    reporter.begin(durationMs === undefined ? tests.length * rounds : undefined);
-  const report = await runSelftests(
+  return await runAndReport(
     tests,
     {
       machine,
@@ -129,25 +93,16 @@ export async function testCommand(args: string[], signal: AbortSignal): Promise<
       ...(durationMs === undefined ? {} : { durationMs }),
       ...(jobs === undefined ? {} : { jobs }),
       ...(variants === undefined ? {} : { variants }),
-      lab: {
-        ...labMachine(values),
-        onProgress: status.show,
-        ...(values.console ? { onConsole: (text: string) => process.stderr.write(text) } : {}),
-      },
+      lab: labMachine(values),
     },
-    (event) => {
-      if (event.event === 'result' && values.evidence !== undefined)
-        keepEvidence(values.evidence, event.result);
-      for (const reporter of reporters) reporter.event(event);
+    {
+      reporter: reporterName,
+      output: values.output,
+      evidence: values.evidence,
+      console: values.console,
+      total: durationMs === undefined ? tests.length * rounds : undefined,
     },
   );
-  for (const reporter of reporters) reporter.end(report);
-  return exitStatus(report);
-}
-
-export function exitStatus({ summary }: Pick<RunReport, 'summary'>): number {
-  if (summary.failed > 0) return STATUS.failed;
-  return summary.passed === 0 ? STATUS.nothingRan : STATUS.ok;
 }
 
 function list(tests: readonly Selftest[]): number {
@@ -171,28 +126,4 @@ function readMatrix(texts: readonly string[]): ReturnType<typeof parseMatrix> {
     if (error instanceof MachineError) throw new UsageError(`--matrix: ${error.message}`);
     throw error;
   }
-}
-
-/** One folder a test: what it saw as JSON, and what the kernel said meanwhile. */
-function keepEvidence(folder: string, result: TestResult): void {
-  const round = result.iteration === undefined ? [] : [`round-${result.iteration}`];
-  const path = join(folder, ...(result.variant === undefined ? [] : [result.variant]), result.id, ...round);
-  mkdirSync(path, { recursive: true });
-  writeFileSync(join(path, 'result.json'), `${JSON.stringify(result, null, 2)}\n`);
-  if (result.kernelLog) writeFileSync(join(path, 'kernel.log'), `${result.kernelLog.join('\n')}\n`);
-}
-
-/** Opened before the run: a report that cannot be written should not cost a run first. */
-export function openOutput(path: string): { write: Write } & Disposable {
-  let fd: number;
-  try {
-    fd = openSync(path, 'w');
-  } catch (error) {
-    throw new UsageError(`--output ${path} cannot be written: ${(error as Error).message}`);
-  }
-  return { write: (text) => writeSync(fd, text), [Symbol.dispose]: () => closeSync(fd) };
-}
-
-function colors(): boolean {
-  return process.stdout.isTTY === true && !process.env['NO_COLOR'];
 }

@@ -23,6 +23,27 @@ export const SOURCE_EDITS: readonly SourceEdit[] = [
     replace: `unsigned long room = BX_MEM_THIS block_size - (offset & (BX_MEM_THIS block_size - 1));
     ret = read(fd, (bx_ptr_t) BX_MEM_THIS get_vector(offset), size < room ? size : room);`,
   },
+  {
+    file: 'cpu/event.cc',
+    why: 'nothing can wake a halted single CPU before the next timer event: go there in one step',
+    find: 'BX_TICKN(10); // when in HLT run time faster for single CPU',
+    replace: 'BX_TICKN(bx_pc_system.getNumCpuTicksLeftNextEvent());',
+  },
+  {
+    file: 'cpu/vapic.cc',
+    why: 'a VM exit while a virtual interrupt is delivered reports its vector (SDM 28.2.4)',
+    find: `  clear_event(BX_EVENT_PENDING_VMX_VIRTUAL_INTR);
+
+  BX_CPU_THIS_PTR EXT = 1; /* external event */
+`,
+    replace: `  clear_event(BX_EVENT_PENDING_VMX_VIRTUAL_INTR);
+
+  vm->idt_vector_info = vector | (BX_EXTERNAL_INTERRUPT << 8);
+  vm->idt_vector_error_code = 0;
+
+  BX_CPU_THIS_PTR EXT = 1; /* external event */
+`,
+  },
 ];
 
 export const CONFIGURE_OPTIONS: readonly string[] = [

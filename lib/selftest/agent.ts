@@ -3,17 +3,18 @@ import { probeHost } from '../probe/index.ts';
 import type { RunEvent } from './engine/model.ts';
 import { testsOf } from './engine/parameters.ts';
 import { runHere } from './engine/runner.ts';
+import { programTests } from './kselftest/index.ts';
 import { type AgentJob, encodeEvent, machineInfo } from './protocol.ts';
-import { suites } from './suites/index.ts';
 
 // Runs inside the lab machine: takes a job from the command line, answers with one event a line.
-const { ids, settings, from, ...options } = JSON.parse(process.argv[2] ?? '{}') as AgentJob;
+const { ids, settings, programs, from, ...options } = JSON.parse(process.argv[2] ?? '{}') as AgentJob;
 const emit = (event: RunEvent): void => {
   process.stdout.write(`${encodeEvent(event)}\n`);
 };
 const probe = probeHost();
 emit({ event: 'machine', machine: machineInfo('lab', probe) });
-const byId = new Map(testsOf(suites, settings).map((test) => [test.id, test]));
+const all = programs ? programTests(programs) : testsOf((await import('./suites/index.ts')).suites, settings);
+const byId = new Map(all.map((test) => [test.id, test]));
 const tests = ids.map((id) => byId.get(id)).filter((test) => test !== undefined);
 await runHere(tests, probe, { ...options, disposable: true }, emit, from);
 emit({ event: 'end' });

@@ -16,6 +16,7 @@ export {
   type RunReport,
   type Selftest,
   type SelftestContext,
+  type Subtest,
   type Suite,
   type Summary,
   summarize,
@@ -29,6 +30,14 @@ export { type Cursor, isFailure, type RunOptions, runHere } from './engine/runne
 export { matchesPattern, select } from './engine/select.ts';
 export { compare, type Mismatch, show } from './engine/verdict.ts';
 export { MachineError, parseMatrix, reloadModules, type Variant, variantName } from './host_modules.ts';
+export {
+  discover,
+  KselftestError,
+  namesOf,
+  type Program,
+  type ProgramSet,
+  programTests,
+} from './kselftest/index.ts';
 export { type LabRunOptions, runInLabMachine } from './lab_run.ts';
 
 export { type MachineChoice, packageVersion, type RunRequest, runSelftests } from './run.ts';

@@ -1,19 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import { consoleExcerpt, LabError, type LabOptions, type LabResult, runInLab } from '../lab/index.ts';
 import { seriesForLab } from '../probe/index.ts';
 import type { MachineInfo, RunEvent, Selftest, TestResult } from './engine/model.ts';
 import type { Settings } from './engine/parameters.ts';
-import { type Cursor, hasRounds, isFailure, type RunOptions } from './engine/runner.ts';
+import { type Cursor, hasRounds, isFailure, type RunOptions, reproducer } from './engine/runner.ts';
 import { expectationFor } from './engine/verdict.ts';
+import type { ProgramSet } from './kselftest/index.ts';
 import { type AgentJob, decodeEvent } from './protocol.ts';
 
 export interface LabRunOptions extends Omit<RunOptions, 'disposable'> {
   readonly settings?: Settings;
+  /** The programs that `tests` stand for, when they are those and not the suites'. */
+  readonly programs?: ProgramSet;
   readonly lab: Omit<LabOptions, 'signal' | 'onEngine' | 'onLine'>;
   /** The program that runs the tests inside; its lines are RunEvents. For tests of this function. */
   readonly agent?: string;
 }
 
+/** Where a folder of kernel selftests is in the machine. */
+const PROGRAM_FOLDER = '/kselftest';
 /** The agent's heart beats all the time; so long without a line, in CPU time of the emulator, and the machine is dead. */
 const HEARTBEAT_LIMIT_MS = 5_000;
 
@@ -80,6 +87,7 @@ async function runOnce(
   const job: AgentJob = {
     ids: tests.map((test) => test.id),
     settings: options.settings ?? {},
+    ...(options.programs === undefined ? {} : { programs: { ...options.programs, folder: PROGRAM_FOLDER } }),
     seed,
     expect,
     from,
@@ -95,7 +103,7 @@ async function runOnce(
   let engine = 'emulated';
   const result = await runInLab([options.agent ?? 'dist/selftest/agent.js', JSON.stringify(job)], {
     heartbeatMs: HEARTBEAT_LIMIT_MS,
-    ...labOptions(options.lab),
+    ...labOptions(options),
     ...(options.signal ? { signal: options.signal } : {}),
     onEngine: (used) => {
       engine = `${used.version}${used.apicv ? '' : ' (apicv off)'}`;
@@ -118,9 +126,15 @@ async function runOnce(
   return { result, ended, running };
 }
 
-function labOptions(lab: LabRunOptions['lab']): LabRunOptions['lab'] {
+function labOptions({ lab, programs }: LabRunOptions): LabRunOptions['lab'] {
   const { files, env } = seriesForLab();
-  return { ...lab, files: { ...lab.files, ...files }, env: { ...lab.env, ...env } };
+  const there = (programs?.programs ?? []).filter(({ file }) => existsSync(join(programs!.folder, file)));
+  const theirs = there.map(({ file }) => [join(PROGRAM_FOLDER, file), join(programs!.folder, file)]);
+  return {
+    ...lab,
+    files: { ...lab.files, ...files, ...Object.fromEntries(theirs) },
+    env: { ...lab.env, ...env },
+  };
 }
 
 function crashed(
@@ -145,7 +159,7 @@ function crashed(
     evidence: {},
     durationMs: result.wallMs,
     ...(test.racing ? { seed } : {}),
-    reproduce: `nvmx test ${test.id} --machine lab${test.racing ? ` --seed ${seed}` : ''}`,
+    reproduce: reproducer(test, seed, options, ' --machine lab'),
   };
 }
 

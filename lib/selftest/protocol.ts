@@ -3,6 +3,7 @@ import type { HostProbe, KernelKind } from '../probe/index.ts';
 import type { MachineInfo, RunEvent } from './engine/model.ts';
 import type { Settings } from './engine/parameters.ts';
 import type { Cursor } from './engine/runner.ts';
+import type { ProgramSet } from './kselftest/index.ts';
 
 /** What the lab machine is asked to do. */
 export interface AgentJob {
@@ -10,6 +11,8 @@ export interface AgentJob {
   readonly ids: readonly string[];
   /** Makes the same tests inside as outside. */
   readonly settings: Settings;
+  /** Run these instead of the suites' tests. */
+  readonly programs?: ProgramSet;
   readonly seed: number;
   readonly expect: KernelKind | 'auto';
   readonly timeoutMs?: number;

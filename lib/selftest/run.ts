@@ -13,6 +13,7 @@ import {
 import type { Settings } from './engine/parameters.ts';
 import { isFailure, type RunOptions, runHere } from './engine/runner.ts';
 import { MachineError, reloadModules, type Variant, variantName } from './host_modules.ts';
+import type { ProgramSet } from './kselftest/index.ts';
 import { type LabRunOptions, runInLabMachine } from './lab_run.ts';
 import { machineInfo } from './protocol.ts';
 
@@ -23,6 +24,8 @@ export interface RunRequest extends RunOptions {
   readonly machine: MachineChoice;
   /** How `tests` were made of the suites: the lab machine makes them again. */
   readonly settings: Settings;
+  /** The programs that `tests` stand for, when they are those and not the suites'. */
+  readonly programs?: ProgramSet;
   /** Only for the lab machine. */
   readonly lab: LabRunOptions['lab'];
   /** Lab machines that share the tests; default 1. */
@@ -117,11 +120,10 @@ async function inLab(
       shares.map((share) => runInLabMachine(share, { ...options, signal }, once)),
     );
     const order = new Map(tests.map((test, index) => [test.id, index]));
+    const place = ({ id, parent }: TestResult): number => order.get(parent ?? id) ?? 0;
     const results = runs
       .flatMap((run) => run.results)
-      .sort(
-        (a, b) => (a.iteration ?? 1) - (b.iteration ?? 1) || (order.get(a.id) ?? 0) - (order.get(b.id) ?? 0),
-      );
+      .sort((a, b) => (a.iteration ?? 1) - (b.iteration ?? 1) || place(a) - place(b));
     return { machine: runs[0]!.machine, results };
   } catch (error) {
     // The other machines must not outlive the one that failed.

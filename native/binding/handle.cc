@@ -9,6 +9,8 @@ namespace {
 
 // Node 20 aborts the process for an external ArrayBuffer above this.
 constexpr std::size_t kMaxArrayBuffer = std::size_t{4} << 30;
+/// One of so many bytes of guest memory is counted as memory of V8.
+constexpr std::size_t kCountedPart = 16;
 
 [[noreturn]] void throw_made(Napi::Env env, const char *kind, std::initializer_list<napi_value> values) {
     std::vector<napi_value> arguments{Napi::String::New(env, kind)};
@@ -81,10 +83,22 @@ Napi::Value array_buffer_over(Napi::Env env, const std::shared_ptr<kvm::Mapping>
     if (offset > mapping->size() || length > mapping->size() - offset)
         throw kvm::RangeError("offset " + std::to_string(offset) + " + length " + std::to_string(length) +
                               " is beyond the mapping's " + std::to_string(mapping->size()) + " bytes");
-    auto *keep_alive = new std::shared_ptr<kvm::Mapping>(mapping);
-    return Napi::ArrayBuffer::New(
+    struct Owner {
+        std::shared_ptr<kvm::Mapping> mapping;
+        std::int64_t uncounted;
+    };
+    // V8 counts the bytes as memory that a collection would free, and collects after every few VMs. Guest
+    // memory is address space until the guest touches it, and closing frees it: only a part is counted.
+    auto *owner = new Owner{mapping, static_cast<std::int64_t>(length - length / kCountedPart)};
+    const auto buffer = Napi::ArrayBuffer::New(
         env, mapping->data() + offset, length,
-        [](Napi::Env, void *, std::shared_ptr<kvm::Mapping> *owner) { delete owner; }, keep_alive);
+        [](Napi::Env environment, void *, Owner *done) {
+            Napi::MemoryManagement::AdjustExternalMemory(environment, done->uncounted);
+            delete done;
+        },
+        owner);
+    Napi::MemoryManagement::AdjustExternalMemory(env, -owner->uncounted);
+    return buffer;
 }
 
 Napi::Value call_ioctl(const Napi::CallbackInfo &info, const kvm::Fd &fd, kvm::Scope scope) {

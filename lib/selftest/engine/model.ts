@@ -58,6 +58,8 @@ export interface Selftest {
   /** Stable, kernel-style: `group/variant/mode`. */
   readonly id: string;
   readonly title: string;
+  /** The command line that runs it; default `nvmx test` and its id. */
+  readonly command?: string;
   readonly requires: readonly Requirement[];
   readonly hazard: Hazard;
   /** Default limit in milliseconds of wall time on the machine where it runs. */
@@ -66,7 +68,16 @@ export interface Selftest {
   readonly racing: boolean;
   readonly expectations: Expectations;
   /** Runs the experiment. Values under `evidence` are reported, not judged. */
-  body(context: SelftestContext): Promise<{ observed: Observations; evidence?: Observations }>;
+  body(
+    context: SelftestContext,
+  ): Promise<{ observed: Observations; evidence?: Observations; subtests?: readonly Subtest[] }>;
+}
+
+/** A part of a test that has a result of its own; it is reported as `id/name` before the test. */
+export interface Subtest {
+  readonly name: string;
+  readonly verdict: 'pass' | 'fail' | 'skip';
+  readonly reason?: string;
 }
 
 /** A whole number a user may choose with `--set suite.name=values`. */
@@ -91,6 +102,8 @@ export interface Suite {
 
 export interface TestResult {
   readonly id: string;
+  /** The test that this is a part of. */
+  readonly parent?: string;
   /** Which round of `--repeat` or `--duration`, from 1; absent in a run of one round. */
   readonly iteration?: number;
   /** The combination of `--matrix` it ran under, such as `kvm_intel.ept=0`. */

@@ -30,7 +30,14 @@ export const binaryStats: Requirement = {
       : 'KVM_CAP_BINARY_STATS_FD is missing: a kernel from 5.14 on has it',
 };
 
+/** A test found out for itself that it cannot run here. */
+export class SkipError extends Error {
+  override readonly name = 'SkipError';
+}
+
 /** True for an error that means "this machine lacks a feature", which a test turns into a skip. */
 export function isMissingFeature(error: unknown): error is Error {
-  return error instanceof KvmUnsupportedError || error instanceof MissingControlError;
+  return (
+    error instanceof SkipError || error instanceof KvmUnsupportedError || error instanceof MissingControlError
+  );
 }

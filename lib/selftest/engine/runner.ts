@@ -62,11 +62,13 @@ export async function runHere(
       for (const test of tests.slice(index)) {
         options.signal?.throwIfAborted();
         emit({ event: 'start', id: test.id, iteration });
-        const result = await runOne(test, iteration, probe, options, log);
+        const found = await runOne(test, iteration, probe, options, log);
         options.signal?.throwIfAborted();
-        results.push(result);
-        emit({ event: 'result', result });
-        if (options.failFast && isFailure(result)) return results;
+        for (const result of found) {
+          results.push(result);
+          emit({ event: 'result', result });
+        }
+        if (options.failFast && found.some(isFailure)) return results;
       }
     }
     return results;
@@ -80,13 +82,14 @@ export function hasRounds(options: Pick<RunOptions, 'repeat' | 'durationMs'>): b
   return (options.repeat ?? 1) > 1 || options.durationMs !== undefined;
 }
 
+/** The results of one test: those of its parts, then its own. */
 async function runOne(
   test: Selftest,
   iteration: number,
   probe: HostProbe,
   options: RunOptions,
   log: KernelLog,
-): Promise<TestResult> {
+): Promise<TestResult[]> {
   const kind = options.expect === 'auto' ? probe.fingerprint.kind : options.expect;
   const { name: expectation, table } = expectationFor(test.expectations, kind);
   const seed = (options.seed + iteration - 1) % 2 ** 32;
@@ -105,10 +108,10 @@ async function runOne(
   });
 
   if (test.hazard === 'host-crash' && !options.disposable) {
-    return skip('may take the kernel down: run it with --machine lab, or with --disposable on this host');
+    return [skip('may take the kernel down: run it with --machine lab, or with --disposable on this host')];
   }
   const missing = test.requires.map((r) => r.missing(probe)).filter((m) => m !== undefined);
-  if (missing.length > 0) return skip(missing.join('; '));
+  if (missing.length > 0) return [skip(missing.join('; '))];
 
   const begin = performance.now();
   log.take();
@@ -132,21 +135,31 @@ async function runOne(
 
   switch (outcome.kind) {
     case 'timeout':
-      return failed('timeout', `no result within ${outcome.limitMs} ms`);
+      return [failed('timeout', `no result within ${outcome.limitMs} ms`)];
     case 'threw':
       return isMissingFeature(outcome.error)
-        ? { ...skip(outcome.error.message), durationMs }
-        : failed('error', describe(outcome.error));
+        ? [{ ...skip(outcome.error.message), durationMs }]
+        : [failed('error', describe(outcome.error))];
     case 'done': {
       const evidence = { ...outcome.observed, ...outcome.evidence };
+      const parts = (outcome.subtests ?? []).map(
+        ({ name, ...part }): TestResult => ({
+          ...base,
+          id: `${test.id}/${name}`,
+          parent: test.id,
+          ...part,
+          evidence: {},
+          durationMs: 0,
+        }),
+      );
       const mismatches = compare(table, outcome.observed);
       if (mismatches.length > 0) {
         const text = mismatches.map((m) => `${m.name}: expected ${m.expected}, seen ${m.seen}`).join('; ');
-        return failed('fail', `${text} (table "${expectation}")`, evidence);
+        return [...parts, failed('fail', `${text} (table "${expectation}")`, evidence)];
       }
-      if (problems.length > 0) return failed('fail', 'the kernel logged a problem', evidence);
+      if (problems.length > 0) return [...parts, failed('fail', 'the kernel logged a problem', evidence)];
       const reason = expectation === 'stock' ? { reason: 'stock behaviour (unpatched)' } : {};
-      return { ...base, verdict: 'pass', ...reason, evidence, durationMs, ...kernelLog };
+      return [...parts, { ...base, verdict: 'pass', ...reason, evidence, durationMs, ...kernelLog }];
     }
   }
 }
@@ -189,10 +202,16 @@ async function limited(
   }
 }
 
-function reproducer(test: Selftest, seed: number, options: RunOptions): string {
+/** A command line that runs the test again the same way. */
+export function reproducer(
+  test: Selftest,
+  seed: number,
+  options: Pick<RunOptions, 'expect'>,
+  machine = '',
+): string {
   const seeded = test.racing ? ` --seed ${seed}` : '';
   const expect = options.expect === 'auto' ? '' : ` --expect ${options.expect}`;
-  return `nvmx test ${test.id}${seeded}${expect}`;
+  return `${test.command ?? `nvmx test ${test.id}`}${machine}${seeded}${expect}`;
 }
 
 function describe(error: unknown): string {
