@@ -29,7 +29,7 @@ export {
 export { EventFd } from './event_fd.ts';
 export type { Exit } from './exit.ts';
 export type { ExitRule } from './exit_filter.ts';
-export { Kvm, VM_TYPE, type VmTypeName } from './kvm.ts';
+export { Kvm, kvmRunTime, VM_TYPE, type VmTypeName } from './kvm.ts';
 export { type KvmRun, SYNC } from './kvm_run.ts';
 export type { MemoryOptions, VmMemory } from './memory.ts';
 export type { MemoryRegion, Protection, RegionFlags } from './region.ts';

@@ -18,6 +18,14 @@ export const VM_TYPE = {
 } as const;
 export type VmTypeName = keyof typeof VM_TYPE;
 
+/**
+ * Milliseconds that the vCPUs of this process have spent in KVM_RUN so far, all threads added up; what remains of the
+ * wall time is the price of driving them from here.
+ */
+export function kvmRunTime(): number {
+  return native().runTime();
+}
+
 /** An open /dev/kvm. */
 export class Kvm implements Disposable {
   /** KVM_GET_API_VERSION: 12 since 2007. */

@@ -33,6 +33,7 @@ export interface Native {
   systemIoctl(system: SystemHandle, ioctl: number, argument?: Uint8Array | number): number;
   systemCreateVm(system: SystemHandle, type: number): VmHandle;
   systemClose(system: SystemHandle): void;
+  runTime(): number;
 
   vmIoctl(vm: VmHandle, ioctl: number, argument?: Uint8Array | number): number;
   vmCreateVcpu(vm: VmHandle, id: number, onExit: (errno: number) => void): VcpuHandle;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { show, type TestResult } from '../selftest/index.ts';
-import { type Reporter, resultName, type Write } from './reporter.ts';
+import { groupBy, groupOf, type Reporter, resultName, type Write } from './reporter.ts';
 
 /** JUnit XML at the end, in the form that CI systems read: a suite for each first part of the ids. */
 export function junitReporter(write: Write): Reporter {
@@ -18,10 +18,6 @@ export function junitReporter(write: Write): Reporter {
       );
     },
   };
-}
-
-function groupOf({ id }: TestResult): string {
-  return id.split('/', 1)[0] ?? id;
 }
 
 function suite(name: string, results: readonly TestResult[], kernel: string): string {
@@ -72,14 +68,4 @@ function xmlText(text: string): string {
   return text
     .replace(/[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/gu, '')
     .replace(/[&<>"\n]/g, (character) => ENTITIES[character] ?? character);
-}
-
-function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<string, T[]> {
-  const groups = new Map<string, T[]>();
-  for (const item of items) {
-    const group = groups.get(key(item));
-    if (group) group.push(item);
-    else groups.set(key(item), [item]);
-  }
-  return groups;
 }

@@ -16,3 +16,18 @@ export interface Reporter {
 export function resultName({ id, iteration, variant }: TestResult): string {
   return `${variant === undefined ? '' : `[${variant}] `}${id}${iteration === undefined ? '' : `#${iteration}`}`;
 }
+
+/** The first part of the id. */
+export function groupOf({ id }: TestResult): string {
+  return id.split('/', 1)[0] ?? id;
+}
+
+export function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<string, T[]> {
+  const groups = new Map<string, T[]>();
+  for (const item of items) {
+    const group = groups.get(key(item));
+    if (group) group.push(item);
+    else groups.set(key(item), [item]);
+  }
+  return groups;
+}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { show, type TestResult, type Verdict } from '../selftest/index.ts';
-import { type Reporter, resultName, type Write } from './reporter.ts';
+import { groupBy, groupOf, type Reporter, resultName, type Write } from './reporter.ts';
 
 const MARKS: Record<Verdict, { mark: string; color: number }> = {
   pass: { mark: '✔', color: 32 },
@@ -36,14 +36,29 @@ export function specReporter(write: Write, options: { color?: boolean } = {}): R
         for (const text of details(event.result)) write(`      ${paint(text, 2)}\n`);
       }
     },
-    end: ({ summary, seed }) => {
+    end: ({ summary, seed, results }) => {
       const rare = (['timeout', 'crash', 'error'] as const).filter((name) => summary.verdicts[name] > 0);
       if (rare.length > 0)
         write(`of the failed: ${rare.map((n) => `${summary.verdicts[n]} ${n}`).join(', ')}\n`);
+      for (const text of outside(results)) write(`${paint(text, 2)}\n`);
       write(`seed ${seed}\n`);
       write(`${summary.passed} passed, ${summary.failed} failed, ${summary.skipped} skipped\n`);
     },
   };
+}
+
+/** What the deterministic tests cost beyond KVM_RUN: the share of their time, in all and by group. */
+function outside(results: readonly TestResult[]): string[] {
+  const timed = results.filter((one) => one.kvmRunMs !== undefined && one.seed === undefined);
+  if (timed.length === 0) return [];
+  const share = (some: readonly TestResult[]): string => {
+    const wall = some.reduce((sum, one) => sum + one.durationMs, 0);
+    const run = some.reduce((sum, one) => sum + (one.kvmRunMs ?? 0), 0);
+    return wall > 0 ? `${Math.max(0, Math.round(100 * (1 - run / wall)))} %` : '-';
+  };
+  const groups = groupBy(timed, groupOf);
+  const each = [...groups].map(([name, some]) => `${name} ${share(some)}`);
+  return [`outside KVM_RUN: ${share(timed)} of the deterministic tests' time (${each.join(', ')})`];
 }
 
 function details(result: TestResult): string[] {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { probeHost } from '../probe/index.ts';
 import {
   type MachineInfo,
@@ -28,11 +29,13 @@ export interface RunRequest extends RunOptions {
   readonly programs?: ProgramSet;
   /** Only for the lab machine. */
   readonly lab: LabRunOptions['lab'];
-  /** Lab machines that share the tests; default 1. */
+  /** Lab machines that share the tests; default: 2 where there are many tests and processors enough, else 1. */
   readonly jobs?: number;
   /** Module parameters to run all tests under, one combination after the other; default: as they are. */
   readonly variants?: readonly Variant[];
 }
+
+const MANY_TESTS = 80;
 
 type Ran = { machine: MachineInfo; results: TestResult[] };
 type Emit = (event: RunEvent) => void;
@@ -105,7 +108,7 @@ async function inLab(
 ): Promise<Ran> {
   const append = [request.lab.append, variant].filter((part) => part !== undefined).join(' ');
   const options = { ...request, lab: { ...request.lab, ...(append ? { append } : {}) } };
-  const jobs = Math.max(1, Math.min(request.jobs ?? 1, tests.length));
+  const jobs = Math.max(1, Math.min(request.jobs ?? defaultJobs(tests.length), tests.length));
   let told = false;
   const once: Emit = (event) => {
     if (event.event === 'machine' && told) return;
@@ -130,6 +133,11 @@ async function inLab(
     stop.abort(error);
     throw error;
   }
+}
+
+/** A second machine costs a boot and half a gigabyte: from so many tests on it is worth that. */
+function defaultJobs(tests: number): number {
+  return tests >= MANY_TESTS && availableParallelism() > 1 ? 2 : 1;
 }
 
 export function packageVersion(): string {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "wrap_system.h"
 
+#include "kvm/vcpu.h"
 #include "wrap_vm.h"
 
 #include <limits>
@@ -34,6 +35,11 @@ Napi::Value close(const Napi::CallbackInfo &info) {
     return info.Env().Undefined();
 }
 
+/// Milliseconds.
+Napi::Value run_time(const Napi::CallbackInfo &info) {
+    return Napi::Number::New(info.Env(), static_cast<double>(kvm::Vcpu::run_nanoseconds()) / 1e6);
+}
+
 } // namespace
 
 void define_system(Napi::Env env, Napi::Object exports) {
@@ -41,6 +47,7 @@ void define_system(Napi::Env env, Napi::Object exports) {
     define<ioctl>(env, exports, "systemIoctl");
     define<create_vm>(env, exports, "systemCreateVm");
     define<close>(env, exports, "systemClose");
+    define<run_time>(env, exports, "runTime");
 }
 
 } // namespace nvmx::binding

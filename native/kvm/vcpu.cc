@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 
 namespace nvmx::kvm {
 namespace {
@@ -19,6 +20,13 @@ int create(const Fd &vm, std::uint32_t id) {
     return fd;
 }
 
+std::atomic<std::uint64_t> nanoseconds_in_run{0};
+
+std::uint64_t now() {
+    return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch() /
+                                      std::chrono::nanoseconds{1});
+}
+
 } // namespace
 
 Vcpu::Vcpu(const Fd &vm, std::uint32_t id, std::size_t run_size)
@@ -28,6 +36,7 @@ Vcpu::Vcpu(const Fd &vm, std::uint32_t id, std::size_t run_size)
 int Vcpu::run(ExitFilter *filter) {
     const int fd = fd_.get();
     int error;
+    const std::uint64_t began = now();
     runner_.store(::gettid(), std::memory_order_seq_cst);
     do {
         // A KVM_RUN that fails early leaves the previous exit in place; it must not be decoded again.
@@ -35,7 +44,12 @@ int Vcpu::run(ExitFilter *filter) {
         error = ::ioctl(fd, KVM_RUN, 0) < 0 ? errno : 0;
     } while (error == 0 && filter && filter->absorb(page(), run_->size()));
     runner_.store(0, std::memory_order_seq_cst);
+    nanoseconds_in_run.fetch_add(now() - began, std::memory_order_relaxed);
     return error;
+}
+
+std::uint64_t Vcpu::run_nanoseconds() {
+    return nanoseconds_in_run.load(std::memory_order_relaxed);
 }
 
 int Vcpu::settle() {

@@ -35,6 +35,9 @@ class Vcpu {
     /// EINTR is the answer to a kick. The exit is in run_page().
     int run(ExitFilter *filter = nullptr);
 
+    /// Nanoseconds that all vCPUs of this process have spent in run(), each thread counted.
+    static std::uint64_t run_nanoseconds();
+
     /// KVM_RUN with immediate_exit: completes the last exit (the access it stands for) and enters no guest.
     /// EINTR when that was all; 0 when it led to another exit.
     int settle();

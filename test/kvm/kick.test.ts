@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { getEventListeners } from 'node:events';
 import { describe, expect } from 'vitest';
-import { KvmClosedError, VcpuBusyError } from '../../lib/kvm/index.ts';
+import { KvmClosedError, kvmRunTime, VcpuBusyError } from '../../lib/kvm/index.ts';
 import { hlt, load, movAl, outAl, spin, start, test } from './machine.ts';
 
 const later = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -18,6 +18,23 @@ describe('kick', () => {
     vcpu.setRegs({ rip: vcpu.getRegs().rip + 2n });
     vm.memory.write(0x1002, Uint8Array.from(hlt));
     expect(await vcpu.run()).toEqual({ type: 'hlt' });
+  });
+
+  test('the time in KVM_RUN grows while guests run, by no more than that, and not otherwise', async ({
+    vm,
+  }) => {
+    const vcpu = load(vm, spin);
+    const before = kvmRunTime();
+    await later(5);
+    expect(kvmRunTime()).toBe(before);
+    const began = performance.now();
+    const run = vcpu.run();
+    await later(20);
+    vcpu.kick();
+    await run;
+    const spent = kvmRunTime() - before;
+    expect(spent).toBeGreaterThan(0);
+    expect(spent).toBeLessThanOrEqual(performance.now() - began);
   });
 
   test('is never lost, however early it comes', async ({ vm }) => {

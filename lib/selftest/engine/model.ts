@@ -114,6 +114,8 @@ export interface TestResult {
   readonly expectation: ExpectationName;
   readonly evidence: Observations;
   readonly durationMs: number;
+  /** Of that, what vCPUs spent in KVM_RUN, all threads added up; absent where no test ran. */
+  readonly kvmRunMs?: number;
   /** What the kernel logged while the test ran; absent when it said nothing. */
   readonly kernelLog?: readonly string[];
   /** Only for racing tests. */

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { setTimeout as delay } from 'node:timers/promises';
+import { kvmRunTime } from '../../kvm/index.ts';
 import type { HostProbe, KernelKind } from '../../probe/index.ts';
 import { KernelLog } from './kernel_log.ts';
 import type { RunEvent, Selftest, SelftestContext, TestResult } from './model.ts';
@@ -115,8 +116,10 @@ async function runOne(
 
   const begin = performance.now();
   log.take();
+  const ranBefore = kvmRunTime();
   const outcome = await limited(test, seed, probe, options);
   const durationMs = Math.round((performance.now() - begin) * 10) / 10;
+  const times = { durationMs, kvmRunMs: Math.round((kvmRunTime() - ranBefore) * 10) / 10 };
   const { lines, problems } = log.take();
   const kernelLog = lines.length > 0 ? { kernelLog: lines.slice(-LOG_LINES) } : {};
   const failed = (
@@ -128,7 +131,7 @@ async function runOne(
     verdict,
     reason: [reason, ...problems.map((p) => `kernel log: ${p}`)].join('; '),
     evidence,
-    durationMs,
+    ...times,
     ...kernelLog,
     reproduce: reproducer(test, seed, options),
   });
@@ -159,7 +162,7 @@ async function runOne(
       }
       if (problems.length > 0) return [...parts, failed('fail', 'the kernel logged a problem', evidence)];
       const reason = expectation === 'stock' ? { reason: 'stock behaviour (unpatched)' } : {};
-      return [...parts, { ...base, verdict: 'pass', ...reason, evidence, durationMs, ...kernelLog }];
+      return [...parts, { ...base, verdict: 'pass', ...reason, evidence, ...times, ...kernelLog }];
     }
   }
 }
