@@ -5,6 +5,7 @@ import { testsOf } from './engine/parameters.ts';
 import { runHere } from './engine/runner.ts';
 import { programTests } from './kselftest/index.ts';
 import { type AgentJob, encodeEvent, machineInfo } from './protocol.ts';
+import { suites } from './suites/index.ts';
 
 // Runs inside the lab machine: takes a job from the command line, answers with one event a line.
 const { ids, settings, programs, from, ...options } = JSON.parse(process.argv[2] ?? '{}') as AgentJob;
@@ -13,7 +14,7 @@ const emit = (event: RunEvent): void => {
 };
 const probe = probeHost();
 emit({ event: 'machine', machine: machineInfo('lab', probe) });
-const all = programs ? programTests(programs) : testsOf((await import('./suites/index.ts')).suites, settings);
+const all = programs ? programTests(programs) : testsOf(suites, settings);
 const byId = new Map(all.map((test) => [test.id, test]));
 const tests = ids.map((id) => byId.get(id)).filter((test) => test !== undefined);
 await runHere(tests, probe, { ...options, disposable: true }, emit, from);
