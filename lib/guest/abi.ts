@@ -83,7 +83,12 @@ export const abi = {
 } as const;
 
 /** Ports that KVM_RUN returns with, for loops that make KVM_RUN themselves. */
-export const abiPorts = { done: abi.PORT_L1_DONE, sync: abi.PORT_L2_SYNC } as const;
+export const abiPorts = {
+  done: abi.PORT_L1_DONE,
+  sync: abi.PORT_L2_SYNC,
+  l1Fault: abi.PORT_L1_FAULT,
+  l2Fault: abi.PORT_L2_FAULT,
+} as const;
 
 /** Offset and size in bytes of each field, and the size of each record. */
 export const records = {

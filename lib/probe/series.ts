@@ -29,7 +29,7 @@ export interface Series {
   readonly deciding: readonly number[];
   /** VM statistics of the nested context table. */
   readonly contextStats: { readonly reuse: string; readonly recycle: string };
-  /** Contexts the table holds for each online CPU of the host (uapi KVM_NESTED_OVERSUB_RATIO). */
+  /** Contexts the table holds for each vCPU of a VM (uapi KVM_NESTED_OVERSUB_RATIO). */
   readonly contextsPerCpu: number;
 }
 

@@ -76,9 +76,9 @@ describe('nvmx test --list', () => {
       'apic-update/memslot-move/deterministic',
       'apic-update/memslot-move/racing',
     ]);
-    for (const mode of ['sched', 'migrate', 'migrate-vcpus']) {
+    for (const mode of ['sched', 'migrate', 'evmcs', 'sched-vcpus', 'migrate-vcpus']) {
       const cases = ids.filter((id) => id.startsWith(`l2-switch/${mode}/`));
-      expect(cases).toEqual(Array.from({ length: 15 }, (_, i) => `l2-switch/${mode}/c=${i + 2}`));
+      expect(cases).toEqual([2, 8, 9, 16].map((c) => `l2-switch/${mode}/c=${c}`));
     }
     expect(new Set(ids).size).toBe(ids.length);
   });
@@ -94,7 +94,15 @@ describe('nvmx test --list', () => {
       'l2-switch.s=8',
     ]);
     expect(stdout.replace(/\t.*/g, '')).toBe('l2-switch/sched/c=1,s=8\nl2-switch/sched/c=24,s=8\n');
-    const part = await nvmx(['test', '--list', 'l2-switch/sched', '--shard', '2/5']);
+    const four = await nvmx(['test', '--list', 'l2-switch/*-vcpus/*', '--set', 'l2-switch.v=1,4']);
+    expect(four.stdout.replace(/\t.*/g, '').split('\n').slice(0, 2)).toEqual([
+      'l2-switch/sched-vcpus/c=2,v=4',
+      'l2-switch/sched-vcpus/c=8,v=4',
+    ]);
+    const part = await nvmx([
+      ...['test', '--list', 'l2-switch/sched', '--shard', '2/5'],
+      ...['--set', 'l2-switch.c=2..16'],
+    ]);
     expect(part.stdout.replace(/\t.*/g, '')).toBe(
       'l2-switch/sched/c=3\nl2-switch/sched/c=8\nl2-switch/sched/c=13\n',
     );

@@ -8,6 +8,7 @@ import { events } from './events.ts';
 import { evmcs } from './evmcs.ts';
 import { l2Switch } from './l2_switch.ts';
 import { msrBitmap } from './msr_bitmap.ts';
+import { nestedState } from './nested_state.ts';
 import { translation } from './translation.ts';
 import { vapic } from './vapic.ts';
 
@@ -15,6 +16,7 @@ import { vapic } from './vapic.ts';
 export const suites: readonly Suite[] = [
   fixedSuite('apic-update', apicUpdate),
   l2Switch,
+  nestedState,
   fixedSuite('controls', controls),
   fixedSuite('translation', translation),
   fixedSuite('events', events),
