@@ -30,6 +30,7 @@
         'native/binding/wrap_step_loop.cc',
         'native/binding/wrap_system.cc',
         'native/binding/wrap_vcpu.cc',
+        'native/binding/wrap_vcpu_calls.cc',
         'native/binding/wrap_vm.cc',
       ],
       'include_dirs': [

@@ -37,8 +37,9 @@ export function backingType(backing: Backing): BackingType {
   return TYPES[checkName('backing', type, TYPES)]!;
 }
 
-/** Calls `use` with the request for the addon; a path is open only meanwhile. */
-export function withBacking<T>(backing: Backing, use: (request: MemoryRequest) => T): T {
+/** Calls `use` with the request for the addon, undefined for plain memory; a path is open only meanwhile. */
+export function withBacking<T>(backing: Backing, use: (request: MemoryRequest | undefined) => T): T {
+  if (backing === 'anonymous') return use(undefined);
   const type = backingType(backing);
   const kind = TYPES.indexOf(type);
   const spec = (typeof backing === 'string' ? { type } : backing) as BackingSpec;

@@ -23,6 +23,14 @@ export type MemoryRequest = readonly [number, number, number, number, number, nu
 /** name, flags, exponent, bucket size, index and count in 64-bit words. */
 export type StatRow = [string, number, number, number, number, number];
 
+/** What is called by the thousand, bound to its vCPU. struct kvm_regs is in the first bytes of a shared buffer. */
+export interface VcpuCalls {
+  ioctl(ioctl: number, argument?: Uint8Array | number): number;
+  runSync(): number;
+  getRegs(): void;
+  setRegs(): void;
+}
+
 /** The addon's functions: handle first, structures as bytes. */
 export interface Native {
   readonly ioctls: { readonly [Scope in 'system' | 'vm' | 'vcpu']: Readonly<Record<string, number>> };
@@ -43,7 +51,7 @@ export interface Native {
     gpa: number,
     size: number,
     flags: number,
-    request: MemoryRequest,
+    request: MemoryRequest | undefined,
   ): RegionHandle;
   vmRemoveMemory(vm: VmHandle, region: RegionHandle): void;
   vmStats(vm: VmHandle): StatRow[];
@@ -51,7 +59,7 @@ export interface Native {
   vmClose(vm: VmHandle): void;
 
   regionUpdate(region: RegionHandle, gpa: number, flags: number): void;
-  regionSwap(region: RegionHandle, request: MemoryRequest, copy: boolean): void;
+  regionSwap(region: RegionHandle, request: MemoryRequest | undefined, copy: boolean): void;
   regionDiscard(region: RegionHandle, offset: number, length: number): void;
   regionAdvise(region: RegionHandle, offset: number, length: number, advice: number): void;
   regionProtect(region: RegionHandle, offset: number, length: number, protection: number): void;
@@ -81,12 +89,11 @@ export interface Native {
     buffer: Uint8Array,
   ): [number, number, number];
 
-  vcpuIoctl(vcpu: VcpuHandle, ioctl: number, argument?: Uint8Array | number): number;
+  vcpuCalls(vcpu: VcpuHandle, registers: ArrayBuffer): VcpuCalls;
   vcpuGetNestedState(vcpu: VcpuHandle, out: Uint8Array): number;
   vcpuSetNestedState(vcpu: VcpuHandle, bytes: Uint8Array): void;
   vcpuEnableEvmcs(vcpu: VcpuHandle): number;
   vcpuRun(vcpu: VcpuHandle): void;
-  vcpuRunSync(vcpu: VcpuHandle): number;
   vcpuRunWithin(vcpu: VcpuHandle, timeoutMs: number): number;
   vcpuSettle(vcpu: VcpuHandle): number;
   vcpuSetFilter(vcpu: VcpuHandle, rules: BigUint64Array): void;

@@ -44,7 +44,7 @@ export class VmMemory {
     const handle = withBacking(backing, (request) =>
       native().vmAddMemory(this.#vm, slot, gpa, size, flags, request),
     );
-    const region = new MemoryRegion(handle, { gpa, size, flags, backing }, (removed, its) => {
+    const region = new MemoryRegion(handle, { slot, gpa, size, flags, backing }, (removed, its) => {
       native().vmRemoveMemory(this.#vm, its);
       this.#regions.delete(removed);
     });

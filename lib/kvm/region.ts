@@ -59,7 +59,7 @@ export class MemoryRegion {
   /** @internal */
   constructor(
     handle: RegionHandle,
-    options: { gpa: number; size: number; flags: number; backing: Backing },
+    options: { slot: number; gpa: number; size: number; flags: number; backing: Backing },
     remove: (region: MemoryRegion, handle: RegionHandle) => void,
   ) {
     this.#handle = handle;
@@ -68,7 +68,7 @@ export class MemoryRegion {
     this.#flags = options.flags;
     this.#backing = options.backing;
     this.size = options.size;
-    this.slot = native().regionSlot(handle);
+    this.slot = options.slot < 0 ? native().regionSlot(handle) : options.slot;
   }
 
   /** @internal */

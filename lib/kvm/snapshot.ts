@@ -131,17 +131,38 @@ function setMsrs(vcpu: Vcpu, batch: Uint8Array): void {
   }
 }
 
-function get(vcpu: Vcpu, request: string, size: number): Uint8Array {
-  const bytes = new Uint8Array(size);
-  vcpu.ioctl(request, bytes);
-  return bytes;
+/** Structures of one snapshot, cut from one buffer: making a buffer costs as much as a small ioctl. */
+class Parts {
+  readonly #vcpu: Vcpu;
+  readonly #buffer: ArrayBuffer;
+  #at = 0;
+
+  constructor(vcpu: Vcpu, size: number) {
+    this.#vcpu = vcpu;
+    this.#buffer = new ArrayBuffer(size);
+  }
+
+  get(request: string, size: number): Uint8Array {
+    const bytes = new Uint8Array(this.#buffer, this.#at, size);
+    this.#at += (size + 7) & ~7;
+    this.#vcpu.ioctl(request, bytes);
+    return bytes;
+  }
 }
 
-function getCpuid(vcpu: Vcpu): Uint8Array {
-  const bytes = cpuidBuffer(256);
-  vcpu.ioctl('KVM_GET_CPUID2', bytes);
-  return bytes.slice(0, HEADER + new DataView(bytes.buffer).getUint32(0, true) * 40);
+/** Room for KVM_GET_CPUID2, until the next call: 10 KiB are not worth making each time. */
+const cpuidRoom = cpuidBuffer(256);
+const cpuidHeader = new DataView(cpuidRoom.buffer);
+
+/** struct kvm_cpuid2 as it is now, a view over that room. */
+function readCpuid(vcpu: Vcpu): Uint8Array {
+  cpuidHeader.setUint32(0, 256, true);
+  vcpu.ioctl('KVM_GET_CPUID2', cpuidRoom);
+  return cpuidRoom.subarray(0, HEADER + cpuidHeader.getUint32(0, true) * 40);
 }
+
+/** More than the structures that {@link Parts} holds need. */
+const PARTS_SIZE = 3072;
 
 export function saveVcpu(vcpu: Vcpu): VcpuSnapshot {
   if (!vcpu.settled) {
@@ -149,26 +170,27 @@ export function saveVcpu(vcpu: Vcpu): VcpuSnapshot {
     if (exit) throw new KvmPendingExitError(exit);
   }
   // MP state first: reading it may deliver a pending INIT or SIPI, which changes registers.
-  const mpState = get(vcpu, 'KVM_GET_MP_STATE', 4);
+  const parts = new Parts(vcpu, PARTS_SIZE);
+  const mpState = parts.get('KVM_GET_MP_STATE', 4);
   const hasSregs2 = vcpu.checkExtension('KVM_CAP_SREGS2') > 0;
-  const deadline = msrsOf([MSR_TSC_DEADLINE]);
+  const deadline = vcpu.hasLapic ? msrsOf([MSR_TSC_DEADLINE]) : undefined;
   return {
     version: 1,
     id: vcpu.id,
     mpState,
-    cpuid: getCpuid(vcpu),
+    cpuid: readCpuid(vcpu).slice(),
     tscKhz: vcpu.ioctl('KVM_GET_TSC_KHZ'),
-    regs: get(vcpu, 'KVM_GET_REGS', REGS_SIZE),
+    regs: parts.get('KVM_GET_REGS', REGS_SIZE),
     sregs: hasSregs2
-      ? { request: 'KVM_SET_SREGS2', bytes: get(vcpu, 'KVM_GET_SREGS2', SREGS2_SIZE) }
-      : { request: 'KVM_SET_SREGS', bytes: get(vcpu, 'KVM_GET_SREGS', SREGS_SIZE) },
+      ? { request: 'KVM_SET_SREGS2', bytes: parts.get('KVM_GET_SREGS2', SREGS2_SIZE) }
+      : { request: 'KVM_SET_SREGS', bytes: parts.get('KVM_GET_SREGS', SREGS_SIZE) },
     msrs: vcpu.msrs.save(),
-    xcrs: vcpu.checkExtension('KVM_CAP_XCRS') > 0 ? get(vcpu, 'KVM_GET_XCRS', XCRS_SIZE) : undefined,
+    xcrs: vcpu.checkExtension('KVM_CAP_XCRS') > 0 ? parts.get('KVM_GET_XCRS', XCRS_SIZE) : undefined,
     xsave: vcpu.getXsave(),
-    debugRegs: get(vcpu, 'KVM_GET_DEBUGREGS', DEBUGREGS_SIZE),
-    events: get(vcpu, 'KVM_GET_VCPU_EVENTS', EVENTS_SIZE),
-    lapic: vcpu.hasLapic ? get(vcpu, 'KVM_GET_LAPIC', 1024) : undefined,
-    tscDeadline: vcpu.hasLapic && vcpu.ioctl('KVM_GET_MSRS', deadline) === 1 ? deadline : undefined,
+    debugRegs: parts.get('KVM_GET_DEBUGREGS', DEBUGREGS_SIZE),
+    events: parts.get('KVM_GET_VCPU_EVENTS', EVENTS_SIZE),
+    lapic: vcpu.hasLapic ? parts.get('KVM_GET_LAPIC', 1024) : undefined,
+    tscDeadline: deadline && vcpu.ioctl('KVM_GET_MSRS', deadline) === 1 ? deadline : undefined,
     nested: vcpu.checkExtension('KVM_CAP_NESTED_STATE') > 0 ? vcpu.getNestedState() : undefined,
   };
 }
@@ -190,7 +212,7 @@ export function restoreVcpu(vcpu: Vcpu, snapshot: VcpuSnapshot): void {
   if (snapshot.version !== 1) {
     throw new TypeError('this is no snapshot of a vCPU: it must come from save() of this version');
   }
-  if (!sameBytes(getCpuid(vcpu), snapshot.cpuid)) vcpu.ioctl('KVM_SET_CPUID2', snapshot.cpuid);
+  if (!sameBytes(readCpuid(vcpu), snapshot.cpuid)) vcpu.ioctl('KVM_SET_CPUID2', snapshot.cpuid);
   if (vcpu.ioctl('KVM_GET_TSC_KHZ') !== snapshot.tscKhz) vcpu.ioctl('KVM_SET_TSC_KHZ', snapshot.tscKhz);
   // VMX capability MSRs cannot be written in VMX operation, and CR4 and EFER are checked against it.
   if (

@@ -6,7 +6,7 @@ import { KvmClosedError, KvmUnsupportedError, VcpuBusyError } from './errors.ts'
 import { decodeExit, type Exit } from './exit.ts';
 import { type ExitRule, encodeRules } from './exit_filter.ts';
 import { KvmRun } from './kvm_run.ts';
-import { native, type VcpuHandle, type VmHandle } from './loader.ts';
+import { native, type VcpuCalls, type VcpuHandle, type VmHandle } from './loader.ts';
 import { restoreVcpu, saveVcpu, VcpuMsrs, type VcpuSnapshot } from './snapshot.ts';
 import { type StatSchema, type Stats, StatsReader } from './stats.ts';
 import { VcpuState } from './vcpu_state.ts';
@@ -50,6 +50,7 @@ export class Vcpu extends VcpuState implements Disposable {
   readonly id: number;
   readonly #owner: VcpuOwner;
   readonly #handle: VcpuHandle;
+  readonly #calls: VcpuCalls;
   readonly #page: ArrayBuffer;
   readonly #view: DataView<ArrayBuffer>;
   readonly #kvmRun: KvmRun;
@@ -66,16 +67,24 @@ export class Vcpu extends VcpuState implements Disposable {
 
   /** @internal */
   constructor(owner: VcpuOwner, id: number) {
-    super();
-    this.id = checkInteger('id', id, 0, 0xffffffff);
-    this.#owner = owner;
+    checkInteger('id', id, 0, 0xffffffff);
     // The addon holds the callback, so a strong `this` in it would keep an abandoned vCPU alive for ever.
-    const weak = new WeakRef<Vcpu>(this);
+    const self: { weak?: WeakRef<Vcpu> } = {};
     const onExit = (errno: number) => {
-      const vcpu = weak.deref();
+      const vcpu = self.weak?.deref();
       if (vcpu) vcpu.#finish(errno);
     };
-    this.#handle = native().vmCreateVcpu(owner.handle, id, onExit);
+    const handle = native().vmCreateVcpu(owner.handle, id, onExit);
+    let calls: VcpuCalls | undefined;
+    super((registers) => {
+      calls = native().vcpuCalls(handle, registers);
+      return calls;
+    });
+    self.weak = new WeakRef<Vcpu>(this);
+    this.id = id;
+    this.#owner = owner;
+    this.#handle = handle;
+    this.#calls = calls!;
     this.#page = native().vcpuRunPage(this.#handle);
     this.#view = new DataView(this.#page);
     this.#kvmRun = new KvmRun(this.#page);
@@ -117,7 +126,7 @@ export class Vcpu extends VcpuState implements Disposable {
         `this is not a vCPU request of this library: ${typeof request === 'string' ? request : typeof request}`,
       );
     if (request === 'KVM_SET_CPUID2') this.#msrs.forget();
-    return native().vcpuIoctl(this.#handle, row, argument);
+    return this.#calls.ioctl(row, argument);
   }
 
   protected override setRunCr8(value: bigint): void {
@@ -350,9 +359,9 @@ export class Vcpu extends VcpuState implements Disposable {
    * threads, so do not alternate with {@link run}.
    */
   runSync(options?: { timeoutMs?: number }): Exit {
-    if (options === undefined) return this.#decode(native().vcpuRunSync(this.#handle));
+    if (options === undefined) return this.#decode(this.#calls.runSync());
     const { timeoutMs } = checkObject('options', options);
-    if (timeoutMs === undefined) return this.#decode(native().vcpuRunSync(this.#handle));
+    if (timeoutMs === undefined) return this.#decode(this.#calls.runSync());
     const limit = checkInteger('timeoutMs', timeoutMs, 0, 0x7fffffff);
     return this.#decode(native().vcpuRunWithin(this.#handle, limit));
   }

@@ -21,6 +21,7 @@ import {
   decodeRegs,
   decodeSregs,
   decodeSregs2,
+  encodeRegs,
   patchRegs,
   patchSregs,
   patchSregs2,
@@ -32,9 +33,9 @@ import {
   type Sregs2,
   type Sregs2Patch,
   type SregsPatch,
-  wordsOf,
 } from './abi/regs.ts';
 import { checkBytes, checkInteger, checkIterable, checkObject, checkU64 } from './check.ts';
+import type { VcpuCalls } from './loader.ts';
 
 /** KVM_MP_STATE_*. */
 export const MP_STATE = {
@@ -63,9 +64,14 @@ export interface Translation {
 export abstract class VcpuState {
   // Buffers above 64 bytes are slow to make, and a state call needs one only until it returns.
   readonly #scratch = new ArrayBuffer(512);
-  readonly #regs = new Uint8Array(this.#scratch, 0, REGS_SIZE);
-  readonly #regWords = wordsOf(this.#regs);
+  readonly #words = new BigUint64Array(this.#scratch, 0, REGS_SIZE / 8);
   readonly #sregs = new Uint8Array(this.#scratch, 0, SREGS_SIZE);
+  readonly #calls: Pick<VcpuCalls, 'getRegs' | 'setRegs'>;
+
+  /** @internal The addon keeps the buffer's address, so nobody else may ever have the buffer. */
+  constructor(bind: (registers: ArrayBuffer) => Pick<VcpuCalls, 'getRegs' | 'setRegs'>) {
+    this.#calls = bind(this.#scratch);
+  }
 
   /**
    * Any vCPU request of the addon's table by its KVM_ name, on raw bytes. The buffer must be as long as the request's
@@ -79,18 +85,18 @@ export abstract class VcpuState {
 
   /** KVM_GET_REGS. */
   getRegs(): Regs {
-    this.ioctl('KVM_GET_REGS', this.#regs);
-    return decodeRegs(this.#regWords);
+    this.#calls.getRegs();
+    return decodeRegs(this.#words);
   }
 
   /** KVM_SET_REGS; registers not given keep their value (which costs a KVM_GET_REGS). */
   setRegs(regs: Partial<Regs>): void {
     checkObject('regs', regs);
-    if (!patchRegs(this.#regWords, regs)) {
-      this.ioctl('KVM_GET_REGS', this.#regs);
-      patchRegs(this.#regWords, regs);
+    if (!encodeRegs(this.#words, regs)) {
+      this.#calls.getRegs();
+      patchRegs(this.#words, regs);
     }
-    this.ioctl('KVM_SET_REGS', this.#regs);
+    this.#calls.setRegs();
   }
 
   /** KVM_GET_SREGS. */

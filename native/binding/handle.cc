@@ -58,21 +58,36 @@ std::int64_t integer_argument(const Napi::CallbackInfo &info, std::size_t index,
     return static_cast<std::int64_t>(number);
 }
 
+namespace {
+
+/// The memory of a typed array of this type; empty and false for any other value.
+bool find_elements(const Napi::CallbackInfo &info, std::size_t index, napi_typedarray_type wanted,
+                   void *&data, std::size_t &length) {
+    bool is_array = false;
+    napi_typedarray_type type;
+    return napi_is_typedarray(info.Env(), info[index], &is_array) == napi_ok && is_array &&
+           napi_get_typedarray_info(info.Env(), info[index], &type, &length, &data, nullptr, nullptr) ==
+               napi_ok &&
+           type == wanted;
+}
+
+} // namespace
+
 std::span<std::uint8_t> bytes_argument(const Napi::CallbackInfo &info, std::size_t index) {
-    const Napi::Value value = info[index];
-    if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
+    void *data;
+    std::size_t length;
+    if (!find_elements(info, index, napi_uint8_array, data, length))
         throw Napi::TypeError::New(info.Env(), "argument " + std::to_string(index) + " is not a Uint8Array");
-    auto array = value.As<Napi::Uint8Array>();
-    return {array.Data(), array.ElementLength()};
+    return {static_cast<std::uint8_t *>(data), length};
 }
 
 std::span<std::uint64_t> words_argument(const Napi::CallbackInfo &info, std::size_t index) {
-    const Napi::Value value = info[index];
-    if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_biguint64_array)
+    void *data;
+    std::size_t length;
+    if (!find_elements(info, index, napi_biguint64_array, data, length))
         throw Napi::TypeError::New(info.Env(),
                                    "argument " + std::to_string(index) + " is not a BigUint64Array");
-    auto array = value.As<Napi::BigUint64Array>();
-    return {array.Data(), array.ElementLength()};
+    return {static_cast<std::uint64_t *>(data), length};
 }
 
 Napi::Value array_buffer_over(Napi::Env env, const std::shared_ptr<kvm::Mapping> &mapping, std::size_t offset,
@@ -101,19 +116,20 @@ Napi::Value array_buffer_over(Napi::Env env, const std::shared_ptr<kvm::Mapping>
     return buffer;
 }
 
-Napi::Value call_ioctl(const Napi::CallbackInfo &info, const kvm::Fd &fd, kvm::Scope scope) {
+Napi::Value call_ioctl(const Napi::CallbackInfo &info, const kvm::Fd &fd, kvm::Scope scope,
+                       std::size_t first) {
     const auto table = kvm::ioctls();
     const kvm::Ioctl &row = table[static_cast<std::size_t>(
-        integer_argument(info, 1, "ioctl", 0, static_cast<int>(table.size()) - 1))];
+        integer_argument(info, first, "ioctl", 0, static_cast<int>(table.size()) - 1))];
     if (row.scope != scope)
         throw Napi::TypeError::New(info.Env(), std::string(row.name) + " belongs to another kind of handle");
     int result;
     if (row.argument == kvm::Argument::Struct)
-        result = kvm::call(fd, row, bytes_argument(info, 2));
+        result = kvm::call(fd, row, bytes_argument(info, first + 1));
     else if (row.argument == kvm::Argument::Value)
-        result = kvm::call(
-            fd, row,
-            static_cast<unsigned long>(integer_argument(info, 2, "value", 0, (std::int64_t{1} << 53) - 1)));
+        result = kvm::call(fd, row,
+                           static_cast<unsigned long>(
+                               integer_argument(info, first + 1, "value", 0, (std::int64_t{1} << 53) - 1)));
     else
         result = kvm::call(fd, row);
     return Napi::Number::New(info.Env(), result);

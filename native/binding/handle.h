@@ -29,21 +29,32 @@ template <class T> Napi::Object make_handle(Napi::Env env, std::shared_ptr<T> ob
     return handle;
 }
 
-/// The object behind a JS value. Anything but a T handle is a TypeError that begins with `what`: without the
-/// tag check a VM handle passed for a vCPU would be read as one.
+/// The object behind a JS value, or null for anything but a live T handle: without the tag check a VM handle
+/// passed for a vCPU would be read as one.
+template <class T> const std::shared_ptr<T> *find_handle(Napi::Env env, napi_value value) {
+    napi_valuetype type;
+    bool is_tagged = false;
+    void *data = nullptr;
+    if (napi_typeof(env, value, &type) != napi_ok || type != napi_object ||
+        napi_check_object_type_tag(env, value, &HandleType<T>::tag, &is_tagged) != napi_ok || !is_tagged ||
+        napi_unwrap(env, value, &data) != napi_ok)
+        return nullptr;
+    return static_cast<std::shared_ptr<T> *>(data);
+}
+
+/// The same; anything else is a TypeError that begins with `what`.
 template <class T>
 const std::shared_ptr<T> &handle_of(Napi::Env env, const Napi::Value &value, const std::string &what) {
-    if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&HandleType<T>::tag))
-        throw Napi::TypeError::New(env, what + " is not a " + HandleType<T>::name + " handle");
-    void *data = nullptr;
-    if (napi_unwrap(env, value, &data) != napi_ok)
-        throw Napi::TypeError::New(env, "not a live handle");
-    return *static_cast<std::shared_ptr<T> *>(data);
+    if (const auto *handle = find_handle<T>(env, value))
+        return *handle;
+    throw Napi::TypeError::New(env, what + " is not a " + HandleType<T>::name + " handle");
 }
 
 /// The object behind argument `index`.
 template <class T>
 const std::shared_ptr<T> &handle_argument(const Napi::CallbackInfo &info, std::size_t index) {
+    if (const auto *handle = find_handle<T>(info.Env(), info[index]))
+        return *handle;
     return handle_of<T>(info.Env(), info[index], "argument " + std::to_string(index));
 }
 
@@ -61,8 +72,9 @@ std::span<std::uint64_t> words_argument(const Napi::CallbackInfo &info, std::siz
 Napi::Value array_buffer_over(Napi::Env env, const std::shared_ptr<kvm::Mapping> &mapping, std::size_t offset,
                               std::size_t length);
 
-/// One generic ioctl: argument 1 is the row of the table, argument 2 a Uint8Array, a number or nothing.
-Napi::Value call_ioctl(const Napi::CallbackInfo &info, const kvm::Fd &fd, kvm::Scope scope);
+/// One generic ioctl: argument `first` is the row of the table, the next a Uint8Array, a number or nothing.
+Napi::Value call_ioctl(const Napi::CallbackInfo &info, const kvm::Fd &fd, kvm::Scope scope,
+                       std::size_t first = 1);
 
 /// Descriptors as [name, flags, exponent, bucketSize, index, count] rows.
 Napi::Value describe_stats(Napi::Env env, const kvm::Stats &stats);

@@ -96,8 +96,6 @@ Napi::Value slot(const Napi::CallbackInfo &info) {
 
 Napi::Value window(const Napi::CallbackInfo &info) {
     kvm::MemoryRegion &target = region(info);
-    if (!target.is_live())
-        throw kvm::ClosedError("MemoryRegion");
     const auto offset = number(info, 1, "offset");
     const auto length = number(info, 2, "length");
     if (!target.mapping()->is_permitted(offset, length))
@@ -110,8 +108,10 @@ Napi::Value window(const Napi::CallbackInfo &info) {
 } // namespace
 
 kvm::MemoryRequest memory_request(const Napi::CallbackInfo &info, std::size_t index) {
+    if (info[index].IsUndefined())
+        return {};
     if (!info[index].IsArray())
-        throw Napi::TypeError::New(info.Env(), "a memory request is an array");
+        throw Napi::TypeError::New(info.Env(), "a memory request is an array or undefined");
     const auto fields = info[index].As<Napi::Array>();
     const auto field = [&](std::uint32_t at, std::int64_t low, std::int64_t high) {
         const Napi::Value value = fields.Get(at);

@@ -3,6 +3,7 @@
 
 #include "kvm/nested_state.h"
 #include "kvm/xsave.h"
+#include "wrap_vcpu_calls.h"
 
 #include <chrono>
 #include <limits>
@@ -34,10 +35,6 @@ VcpuHandle &vcpu(const Napi::CallbackInfo &info) {
     return *handle_argument<VcpuHandle>(info, 0);
 }
 
-Napi::Value ioctl(const Napi::CallbackInfo &info) {
-    return call_ioctl(info, vcpu(info).thread().idle_vcpu().fd(), kvm::Scope::Vcpu);
-}
-
 Napi::Value get_nested_state(const Napi::CallbackInfo &info) {
     const std::size_t size = kvm::get_nested_state(vcpu(info).thread().idle_vcpu(), bytes_argument(info, 1));
     return Napi::Number::New(info.Env(), static_cast<double>(size));
@@ -55,10 +52,6 @@ Napi::Value enable_evmcs(const Napi::CallbackInfo &info) {
 Napi::Value run(const Napi::CallbackInfo &info) {
     vcpu(info).start_run();
     return info.Env().Undefined();
-}
-
-Napi::Value run_sync(const Napi::CallbackInfo &info) {
-    return Napi::Number::New(info.Env(), vcpu(info).thread().run_here());
 }
 
 Napi::Value run_within(const Napi::CallbackInfo &info) {
@@ -104,20 +97,18 @@ Napi::Value harvest(const Napi::CallbackInfo &info) {
 }
 
 Napi::Value xsave_size(const Napi::CallbackInfo &info) {
-    return Napi::Number::New(info.Env(), static_cast<double>(kvm::xsave_size(vcpu(info).thread().vm())));
+    return Napi::Number::New(info.Env(), static_cast<double>(vcpu(info).thread().xsave_size()));
 }
 
 Napi::Value get_xsave(const Napi::CallbackInfo &info) {
     kvm::VcpuThread &thread = vcpu(info).thread();
-    const kvm::Vcpu &idle = thread.idle_vcpu();
-    kvm::get_xsave(thread.vm(), idle, bytes_argument(info, 1));
+    kvm::get_xsave(thread.idle_vcpu(), bytes_argument(info, 1), thread.xsave_size());
     return info.Env().Undefined();
 }
 
 Napi::Value set_xsave(const Napi::CallbackInfo &info) {
     kvm::VcpuThread &thread = vcpu(info).thread();
-    const kvm::Vcpu &idle = thread.idle_vcpu();
-    kvm::set_xsave(thread.vm(), idle, bytes_argument(info, 1));
+    kvm::set_xsave(thread.idle_vcpu(), bytes_argument(info, 1), thread.xsave_size());
     return info.Env().Undefined();
 }
 
@@ -148,12 +139,11 @@ Napi::Value close(const Napi::CallbackInfo &info) {
 } // namespace
 
 void define_vcpu(Napi::Env env, Napi::Object exports) {
-    define<ioctl>(env, exports, "vcpuIoctl");
+    define<make_vcpu_calls>(env, exports, "vcpuCalls");
     define<get_nested_state>(env, exports, "vcpuGetNestedState");
     define<set_nested_state>(env, exports, "vcpuSetNestedState");
     define<enable_evmcs>(env, exports, "vcpuEnableEvmcs");
     define<run>(env, exports, "vcpuRun");
-    define<run_sync>(env, exports, "vcpuRunSync");
     define<run_within>(env, exports, "vcpuRunWithin");
     define<settle>(env, exports, "vcpuSettle");
     define<set_filter>(env, exports, "vcpuSetFilter");

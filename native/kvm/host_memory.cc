@@ -55,6 +55,12 @@ HostMemory::HostMemory(const Fd &vm, std::uint64_t size, const MemoryRequest &re
         advise(0, size, request_.huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 }
 
+void HostMemory::release() {
+    if (mapping_.use_count() > 1)
+        mapping_->retire();
+    mapping_.reset();
+}
+
 void HostMemory::map_memfd(std::uint64_t size) {
     const int number = ::memfd_create("nvmx-memory", MFD_CLOEXEC);
     if (number < 0)

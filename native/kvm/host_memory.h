@@ -42,6 +42,7 @@ class HostMemory {
     /// `vm` is asked for KVM_CREATE_GUEST_MEMFD only. Throws RangeError, KvmError.
     HostMemory(const Fd &vm, std::uint64_t size, const MemoryRequest &request);
 
+    /// Null after release().
     const std::shared_ptr<Mapping> &mapping() const { return mapping_; }
     std::uint64_t size() const { return mapping_->size(); }
     Backing backing() const { return request_.backing; }
@@ -64,6 +65,9 @@ class HostMemory {
     void migrate(std::uint64_t offset, std::uint64_t length, int node, std::span<std::int32_t> status);
     /// Writes `source`'s pages that are not all zeroes over this memory, which must be fresh and as large.
     void copy_from(const HostMemory &source);
+
+    /// Gives the memory back: unmapped at once when nobody else has the mapping, else retired.
+    void release();
 
     void require_range(std::uint64_t offset, std::uint64_t length) const;
 

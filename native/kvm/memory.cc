@@ -74,7 +74,7 @@ void MemoryRegion::swap(const MemoryRequest &request, bool copy) {
         throw;
     }
     std::swap(memory_, fresh);
-    fresh->mapping()->retire();
+    fresh->release();
 }
 
 void MemoryRegion::replace() {
@@ -93,7 +93,7 @@ void MemoryRegion::remove() {
 void MemoryRegion::abandon() {
     close_userfault();
     if (live_)
-        mapping()->retire();
+        memory_->release();
     live_ = false;
 }
 

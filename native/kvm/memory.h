@@ -30,11 +30,10 @@ class MemoryRegion {
     std::uint64_t gpa() const { return gpa_; }
     std::uint64_t size() const { return size_; }
     std::uint32_t flags() const { return flags_; }
-    const std::shared_ptr<Mapping> &mapping() const { return memory_->mapping(); }
-    bool is_live() const { return live_; }
 
     /// The memory, for page operations. Throws ClosedError after remove().
     HostMemory &memory() const;
+    const std::shared_ptr<Mapping> &mapping() const { return memory().mapping(); }
 
     /// One call with a new guest address and/or flags. The kernel refuses to toggle KVM_MEM_READONLY (EINVAL)
     /// and to overlap another slot (EEXIST); the region is then unchanged.

@@ -2,6 +2,7 @@
 #include "vcpu_thread.h"
 
 #include "kick_signal.h"
+#include "xsave.h"
 
 #include <pthread.h>
 
@@ -161,6 +162,14 @@ DirtyRing *VcpuThread::dirty_ring() {
     if (!open_)
         throw ClosedError("Vcpu");
     return dirty_ring_.get();
+}
+
+std::size_t VcpuThread::xsave_size() {
+    if (!open_)
+        throw ClosedError("Vcpu");
+    if (xsave_size_ == 0)
+        xsave_size_ = kvm::xsave_size(*vm_);
+    return xsave_size_;
 }
 
 void VcpuThread::kick() {

@@ -51,7 +51,8 @@ class VcpuThread {
     /// Null until map_dirty_ring(). Throws ClosedError.
     DirtyRing *dirty_ring();
 
-    const Fd &vm() const { return *vm_; }
+    /// Bytes of its XSAVE area; asked for once.
+    std::size_t xsave_size();
     void kick();
 
     bool is_open() const { return open_; }
@@ -71,6 +72,7 @@ class VcpuThread {
     std::shared_ptr<ExitFilter> filter_;
     std::unique_ptr<DirtyRing> dirty_ring_;
     std::optional<Stats> stats_;
+    std::size_t xsave_size_ = 0;
 };
 
 } // namespace nvmx::kvm

@@ -21,12 +21,10 @@ constexpr unsigned long kGetXsave = _IOR(KVMIO, 0xa4, LegacyArea);
 constexpr unsigned long kSetXsave = _IOW(KVMIO, 0xa5, LegacyArea);
 constexpr unsigned long kGetXsave2 = _IOR(KVMIO, 0xcf, LegacyArea);
 
-std::size_t checked_size(const Fd &vm, std::size_t room) {
-    const std::size_t size = xsave_size(vm);
+void require_room(std::size_t room, std::size_t size) {
     if (room < size)
         throw RangeError("the XSAVE area has " + std::to_string(size) + " bytes, the buffer " +
                          std::to_string(room));
-    return size;
 }
 
 } // namespace
@@ -36,8 +34,9 @@ std::size_t xsave_size(const Fd &vm) {
     return std::max(kLegacySize, static_cast<std::size_t>(std::max(size, 0)));
 }
 
-void get_xsave(const Fd &vm, const Vcpu &vcpu, std::span<std::uint8_t> out) {
-    if (checked_size(vm, out.size()) > kLegacySize) {
+void get_xsave(const Vcpu &vcpu, std::span<std::uint8_t> out, std::size_t size) {
+    require_room(out.size(), size);
+    if (size > kLegacySize) {
         if (::ioctl(vcpu.fd().get(), kGetXsave2, out.data()) < 0)
             throw KvmError(errno, "ioctl", "KVM_GET_XSAVE2", "KVM_CAP_XSAVE2");
     } else if (::ioctl(vcpu.fd().get(), kGetXsave, out.data()) < 0) {
@@ -45,8 +44,8 @@ void get_xsave(const Fd &vm, const Vcpu &vcpu, std::span<std::uint8_t> out) {
     }
 }
 
-void set_xsave(const Fd &vm, const Vcpu &vcpu, std::span<std::uint8_t> bytes) {
-    checked_size(vm, bytes.size());
+void set_xsave(const Vcpu &vcpu, std::span<std::uint8_t> bytes, std::size_t size) {
+    require_room(bytes.size(), size);
     if (::ioctl(vcpu.fd().get(), kSetXsave, bytes.data()) < 0)
         throw KvmError(errno, "ioctl", "KVM_SET_XSAVE", "KVM_CAP_XSAVE");
 }

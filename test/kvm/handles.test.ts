@@ -146,22 +146,24 @@ describe('the addon itself', () => {
     const vcpu = addon.vmCreateVcpu(vm, 0, () => {});
     const getRegs = addon.ioctls.vcpu['KVM_GET_REGS']!;
     for (const wrong of [vm, system, {}, null, undefined, 1, 'x', new Proxy(vcpu, {})]) {
-      expect(() => addon.vcpuIoctl(wrong as never, getRegs, new Uint8Array(144))).toThrow(TypeError);
+      expect(() => addon.vcpuCalls(wrong as never, new ArrayBuffer(144))).toThrow(TypeError);
+      expect(() => addon.vcpuSettle(wrong as never)).toThrow(TypeError);
     }
-    expect(() => addon.vcpuIoctl(vcpu, getRegs, new Uint8Array(143))).toThrow(
+    expect(() => addon.vcpuCalls(vcpu, new ArrayBuffer(143))).toThrow(RangeError);
+    expect(() => addon.vcpuCalls(vcpu, new Uint8Array(144) as never)).toThrow(TypeError);
+    const calls = addon.vcpuCalls(vcpu, new ArrayBuffer(144));
+    expect(() => calls.ioctl(getRegs, new Uint8Array(143))).toThrow(
       /^KVM_GET_REGS needs 144 bytes, the buffer has 143$/,
     );
-    expect(() => addon.vcpuIoctl(vcpu, getRegs, new Uint16Array(144) as never)).toThrow(TypeError);
-    expect(() => addon.vcpuIoctl(vcpu, getRegs)).toThrow(TypeError);
-    expect(() => addon.vcpuIoctl(vcpu, 1e9, new Uint8Array(144))).toThrow(RangeError);
-    expect(() => addon.vcpuIoctl(vcpu, Number.NaN, new Uint8Array(144))).toThrow(RangeError);
-    expect(() => addon.vcpuIoctl(vcpu, addon.ioctls.vm['KVM_IRQ_LINE']!, new Uint8Array(144))).toThrow(
-      TypeError,
-    );
+    expect(() => calls.ioctl(getRegs, new Uint16Array(144) as never)).toThrow(TypeError);
+    expect(() => calls.ioctl(getRegs)).toThrow(TypeError);
+    expect(() => calls.ioctl(1e9, new Uint8Array(144))).toThrow(RangeError);
+    expect(() => calls.ioctl(Number.NaN, new Uint8Array(144))).toThrow(RangeError);
+    expect(() => calls.ioctl(addon.ioctls.vm['KVM_IRQ_LINE']!, new Uint8Array(144))).toThrow(TypeError);
     // The header claims more entries than there is room for.
     const msrs = new Uint8Array(8 + 16);
     msrs[0] = 2;
-    expect(() => addon.vcpuIoctl(vcpu, addon.ioctls.vcpu['KVM_GET_MSRS']!, msrs)).toThrow(
+    expect(() => calls.ioctl(addon.ioctls.vcpu['KVM_GET_MSRS']!, msrs)).toThrow(
       /header claims 40 bytes, the buffer has 24/,
     );
     const nested = new Uint8Array(128);
@@ -172,6 +174,6 @@ describe('the addon itself', () => {
     expect(() => addon.vmCreateVcpu(vm, 1, undefined as never)).toThrow(TypeError);
     expect(() => addon.vmReadStats(vm, new BigUint64Array(1))).toThrow(RangeError);
     addon.systemClose(system);
-    expect(() => addon.vcpuIoctl(vcpu, getRegs, new Uint8Array(144))).toThrow(KvmClosedError);
+    expect(() => calls.ioctl(getRegs, new Uint8Array(144))).toThrow(KvmClosedError);
   });
 });

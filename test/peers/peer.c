@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// peer WHAT COUNT: does WHAT COUNT times and prints the microseconds each took on average. The same work as
-// scripts/bench-kvm.mjs does through nvmx.
+// Reads lines "WHAT COUNT", does WHAT COUNT times and answers with the microseconds each took on average. The
+// same work as scripts/bench-kvm.mjs does through nvmx; one machine of each kind lives as long as the
+// process, so that many short rounds can take turns with nvmx's.
 #include "peer.h"
 
-// OUT 0x10, AL in a loop without end.
-static const uint8_t out_loop[] = {0xe6, 0x10, 0xeb, 0xfc};
+#include <stdbool.h>
 
-static double exits(int count) {
-    struct machine machine = machine_with(out_loop, sizeof out_loop);
+// MOV CX, 199; OUT 0x10, AL; LOOP to the OUT; OUT 0x11, AL; JMP to the MOV: 200 exits a turn.
+static const uint8_t out_loop[] = {0xb9, 199, 0, 0xe6, 0x10, 0xe2, 0xfc, 0xe6, 0x11, 0xeb, 0xf5};
+
+static double exits(struct machine machine, int count) {
     const double start = now_us();
     for (int i = 0; i < count; i++) {
         CALL(machine.vcpu, KVM_RUN, 0);
@@ -17,8 +19,7 @@ static double exits(int count) {
     return now_us() - start;
 }
 
-static double registers(int count) {
-    struct machine machine = machine_with(out_loop, sizeof out_loop);
+static double registers(struct machine machine, int count) {
     struct kvm_regs regs;
     const double start = now_us();
     for (int i = 0; i < count; i++) {
@@ -28,8 +29,7 @@ static double registers(int count) {
     return now_us() - start;
 }
 
-static double slots(int count) {
-    struct machine machine = machine_with(out_loop, sizeof out_loop);
+static double slots(struct machine machine, int count) {
     const double start = now_us();
     for (int i = 0; i < count; i++) {
         void *memory =
@@ -70,20 +70,23 @@ static void find_msrs(struct machine *machine, struct msrs *readable) {
     }
 }
 
-static double save_restore(int count) {
-    struct machine machine = machine_with(out_loop, sizeof out_loop);
-    struct cpuid {
-        struct {
-            uint32_t count, padding;
-        } header;
-        struct kvm_cpuid_entry2 entries[256];
-    };
-    static struct cpuid cpuid, now;
+struct cpuid {
+    struct {
+        uint32_t count, padding;
+    } header;
+    struct kvm_cpuid_entry2 entries[256];
+};
+static struct cpuid cpuid, now;
+static struct msrs readable, msrs;
+
+static void prepare_save(struct machine *machine) {
     cpuid.header.count = 256;
-    CALL(machine.kvm, KVM_GET_SUPPORTED_CPUID, &cpuid);
-    CALL(machine.vcpu, KVM_SET_CPUID2, &cpuid);
-    static struct msrs readable, msrs;
-    find_msrs(&machine, &readable);
+    CALL(machine->kvm, KVM_GET_SUPPORTED_CPUID, &cpuid);
+    CALL(machine->vcpu, KVM_SET_CPUID2, &cpuid);
+    find_msrs(machine, &readable);
+}
+
+static double save_restore(struct machine machine, int count) {
     static struct kvm_xsave xsave;
     struct kvm_mp_state mp;
     struct kvm_regs regs;
@@ -124,19 +127,35 @@ static double save_restore(int count) {
     return now_us() - start;
 }
 
-int main(int argc, char **argv) {
-    static const struct {
+static void prepare_nothing(struct machine *machine) {
+    (void)machine;
+}
+
+int main(void) {
+    static struct {
         const char *name;
-        double (*run)(int);
-    } works[] = {
-        {"exits", exits}, {"registers", registers}, {"slots", slots}, {"save-restore", save_restore}};
-    const int count = argc == 3 ? atoi(argv[2]) : 0;
-    for (size_t i = 0; count > 0 && i < sizeof works / sizeof *works; i++) {
-        if (strcmp(argv[1], works[i].name) == 0) {
-            printf("%.4f\n", works[i].run(count) / count);
-            return 0;
+        void (*prepare)(struct machine *);
+        double (*run)(struct machine, int);
+        bool is_prepared;
+        struct machine machine;
+    } works[] = {{.name = "exits", .prepare = prepare_nothing, .run = exits},
+                 {.name = "registers", .prepare = prepare_nothing, .run = registers},
+                 {.name = "slots", .prepare = prepare_nothing, .run = slots},
+                 {.name = "save-restore", .prepare = prepare_save, .run = save_restore}};
+    char name[32];
+    int count;
+    while (scanf("%31s %d", name, &count) == 2) {
+        for (size_t i = 0; i < sizeof works / sizeof *works; i++) {
+            if (strcmp(name, works[i].name) != 0)
+                continue;
+            if (!works[i].is_prepared) {
+                works[i].machine = machine_with(out_loop, sizeof out_loop);
+                works[i].prepare(&works[i].machine);
+                works[i].is_prepared = true;
+            }
+            printf("%.4f\n", works[i].run(works[i].machine, count) / count);
+            fflush(stdout);
         }
     }
-    fprintf(stderr, "usage: peer exits|registers|slots|save-restore COUNT\n");
-    return 2;
+    return 0;
 }

@@ -26,9 +26,6 @@ export type Register = (typeof REGISTERS)[number];
 export type Regs = Record<Register, bigint>;
 export const REGS_SIZE = REGISTERS.length * 8;
 
-export const wordsOf = (bytes: Uint8Array<ArrayBuffer>) =>
-  new BigUint64Array(bytes.buffer, bytes.byteOffset, REGISTERS.length);
-
 export function decodeRegs(words: BigUint64Array): Regs {
   // A literal: filling the object in a loop costs as much as the ioctl's own work.
   return {
@@ -53,8 +50,45 @@ export function decodeRegs(words: BigUint64Array): Regs {
   };
 }
 
-/** Writes the given registers over those in `words`; true when all were given. */
-export function patchRegs(words: BigUint64Array, patch: Partial<Regs>): boolean {
+/** False when it is no 64-bit number. */
+function put(words: BigUint64Array, index: number, value: bigint | undefined): boolean {
+  if (typeof value !== 'bigint') return false;
+  words[index] = value;
+  return words[index] === value;
+}
+
+/**
+ * Writes all registers; false for anything that {@link patchRegs} must look at: a part of them, other names, wrong
+ * types or values. One call after the other for the same reason as above.
+ */
+export function encodeRegs(words: BigUint64Array, regs: Partial<Regs>): boolean {
+  let names = 0;
+  for (const _ in regs) names++;
+  return (
+    names === REGISTERS.length &&
+    put(words, 0, regs.rax) &&
+    put(words, 1, regs.rbx) &&
+    put(words, 2, regs.rcx) &&
+    put(words, 3, regs.rdx) &&
+    put(words, 4, regs.rsi) &&
+    put(words, 5, regs.rdi) &&
+    put(words, 6, regs.rsp) &&
+    put(words, 7, regs.rbp) &&
+    put(words, 8, regs.r8) &&
+    put(words, 9, regs.r9) &&
+    put(words, 10, regs.r10) &&
+    put(words, 11, regs.r11) &&
+    put(words, 12, regs.r12) &&
+    put(words, 13, regs.r13) &&
+    put(words, 14, regs.r14) &&
+    put(words, 15, regs.r15) &&
+    put(words, 16, regs.rip) &&
+    put(words, 17, regs.rflags)
+  );
+}
+
+/** Writes the given registers over those in `words`. */
+export function patchRegs(words: BigUint64Array, patch: Partial<Regs>): void {
   let given = 0;
   for (let index = 0; index < REGISTERS.length; index++) {
     const name = REGISTERS[index]!;
@@ -69,7 +103,6 @@ export function patchRegs(words: BigUint64Array, patch: Partial<Regs>): boolean 
     if (unknown !== undefined)
       throw new TypeError(`${unknown} is not a register; they are ${REGISTERS.join(', ')}`);
   }
-  return given === REGISTERS.length;
 }
 
 /** struct kvm_segment: a segment register with its hidden part. */
