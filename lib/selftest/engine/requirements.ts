@@ -35,6 +35,19 @@ export class SkipError extends Error {
   override readonly name = 'SkipError';
 }
 
+/** A kernel without a known defect that would fail the test; `defect` says what older ones do. */
+export function kernelFrom(major: number, minor: number, defect: string): Requirement {
+  return {
+    name: `Linux ${major}.${minor}`,
+    missing: ({ kernel }) => {
+      const [, has = 0, hasMinor = 0] = (/^(\d+)\.(\d+)/.exec(kernel.release) ?? []).map(Number);
+      return has > major || (has === major && hasMinor >= minor)
+        ? undefined
+        : `needs Linux ${major}.${minor}: older kernels ${defect}`;
+    },
+  };
+}
+
 /** True for an error that means "this machine lacks a feature", which a test turns into a skip. */
 export function isMissingFeature(error: unknown): error is Error {
   return (

@@ -9,6 +9,7 @@ import { evmcs } from './evmcs.ts';
 import { l2Switch } from './l2_switch.ts';
 import { msrBitmap } from './msr_bitmap.ts';
 import { nestedState } from './nested_state.ts';
+import { postedInterrupt } from './posted_interrupt.ts';
 import { translation } from './translation.ts';
 import { vapic } from './vapic.ts';
 
@@ -24,4 +25,5 @@ export const suites: readonly Suite[] = [
   fixedSuite('msr-bitmap', msrBitmap),
   fixedSuite('apic-access', apicAccess),
   fixedSuite('vapic', vapic),
+  fixedSuite('posted-interrupt', postedInterrupt),
 ];

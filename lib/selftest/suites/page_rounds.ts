@@ -3,6 +3,7 @@
 import {
   type ControlName,
   foldChecksum,
+  GuestProtocolError,
   type L1,
   type L2,
   type L2Options,
@@ -135,7 +136,14 @@ async function run(context: SelftestContext, test: PageTest): Promise<{ observed
   const exits: string[][] = [];
   const pages: Observed[] = [];
   for (const [index, { at, act, page: wanted }] of test.rounds.entries()) {
-    await act?.(stage);
+    try {
+      await act?.(stage);
+    } catch (error) {
+      // An earlier round ended elsewhere than it should: what was seen until here says where
+      if (!(error instanceof GuestProtocolError)) throw error;
+      exits.push([error.message]);
+      break;
+    }
     exits.push(await runRound(stage, at, context.signal));
     if (wanted !== undefined) pages.push(test.look(stage, index));
   }
