@@ -4,6 +4,7 @@ import { fixedSuite } from '../engine/parameters.ts';
 import { apicAccess } from './apic_access.ts';
 import { apicUpdate } from './apic_update.ts';
 import { controls } from './controls.ts';
+import { dirtyLog } from './dirty_log.ts';
 import { events } from './events.ts';
 import { evmcs } from './evmcs.ts';
 import { l2Switch } from './l2_switch.ts';
@@ -18,6 +19,7 @@ export const suites: readonly Suite[] = [
   fixedSuite('apic-update', apicUpdate),
   l2Switch,
   nestedState,
+  fixedSuite('dirty-log', dirtyLog),
   fixedSuite('controls', controls),
   fixedSuite('translation', translation),
   fixedSuite('events', events),
