@@ -17,6 +17,7 @@ export type {
 } from './abi/regs.ts';
 export type { Backing, BackingSpec, BackingType } from './backing.ts';
 export { type CapabilityName, capabilities } from './capabilities.ts';
+export type { DirtyPage } from './dirty_ring.ts';
 export type { EnableCapOptions } from './enable_cap.ts';
 export {
   KvmClosedError,
@@ -37,6 +38,6 @@ export type { VcpuSnapshot } from './snapshot.ts';
 export type { StatSchema, Stats } from './stats.ts';
 export { runSteps, type Step, type StepTimes, timestamp, UnexpectedExitError } from './step_loop.ts';
 export type { Fault, Userfault } from './userfault.ts';
-export type { DirtyPage, Vcpu } from './vcpu.ts';
+export type { Vcpu } from './vcpu.ts';
 export { MP_STATE, type Translation } from './vcpu_state.ts';
 export type { Vm } from './vm.ts';

@@ -52,6 +52,8 @@ export interface Native {
     size: number,
     flags: number,
     request: MemoryRequest | undefined,
+    /** Of a deleted region: it is the new one's from now on. */
+    old: RegionHandle | undefined,
   ): RegionHandle;
   vmRemoveMemory(vm: VmHandle, region: RegionHandle): void;
   vmStats(vm: VmHandle): StatRow[];

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 import { type Backing, withBacking } from './backing.ts';
 import { checkBytes, checkInteger, checkObject } from './check.ts';
-import { native, type VmHandle } from './loader.ts';
+import { native, type RegionHandle, type VmHandle } from './loader.ts';
 import { encodeFlags, MemoryRegion, type RegionFlags } from './region.ts';
+
+const UNUSED_HANDLES = 16;
 
 export interface MemoryOptions extends RegionFlags {
   /** Guest-physical address, page aligned. */
@@ -19,6 +21,8 @@ export interface MemoryOptions extends RegionFlags {
 export class VmMemory {
   readonly #vm: VmHandle;
   readonly #regions = new Set<MemoryRegion>();
+  /** Handles of deleted regions, which know that they are closed and never use them again. */
+  readonly #unused: RegionHandle[] = [];
 
   /** @internal */
   constructor(vm: VmHandle) {
@@ -42,11 +46,12 @@ export class VmMemory {
     const slot = options.slot === undefined ? -1 : checkInteger('slot', options.slot, 0, 0xffffffff);
     const flags = encodeFlags(options);
     const handle = withBacking(backing, (request) =>
-      native().vmAddMemory(this.#vm, slot, gpa, size, flags, request),
+      native().vmAddMemory(this.#vm, slot, gpa, size, flags, request, this.#unused.pop()),
     );
     const region = new MemoryRegion(handle, { slot, gpa, size, flags, backing }, (removed, its) => {
       native().vmRemoveMemory(this.#vm, its);
       this.#regions.delete(removed);
+      if (this.#unused.length < UNUSED_HANDLES) this.#unused.push(its);
     });
     this.#regions.add(region);
     return region;

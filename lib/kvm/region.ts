@@ -89,7 +89,8 @@ export class MemoryRegion {
 
   /** Host-virtual address of the first byte; {@link swap} changes it. */
   get hva(): bigint {
-    return native().regionHva(this.#handle);
+    this.#requireOpen();
+    return native().regionHva(this.handle);
   }
 
   get backing(): BackingType {
@@ -131,7 +132,7 @@ export class MemoryRegion {
     this.#requireOpen();
     checkInteger('offset', offset, 0, this.size);
     checkInteger('length', length, 0, this.size - offset);
-    const buffer = native().regionWindow(this.#handle, offset, length);
+    const buffer = native().regionWindow(this.handle, offset, length);
     this.#windows = this.#windows.filter(({ weak }) => weak.deref() !== undefined);
     this.#windows.push({ weak: new WeakRef(buffer), offset, length });
     return buffer;
@@ -206,7 +207,7 @@ export class MemoryRegion {
   /** One request with a new guest address. The kernel answers an overlap with EEXIST. Not for guest-memfd (EINVAL). */
   move(gpa: number): void {
     this.#requireOpen();
-    native().regionUpdate(this.#handle, checkInteger('gpa', gpa, 0), this.#flags);
+    native().regionUpdate(this.handle, checkInteger('gpa', gpa, 0), this.#flags);
     this.#gpa = gpa;
   }
 
@@ -223,7 +224,7 @@ export class MemoryRegion {
     withBacking(backing, (request) => {
       this.#userfault?.close();
       this.#detach(0, this.size);
-      native().regionSwap(this.#handle, request, copy);
+      native().regionSwap(this.handle, request, copy);
     });
     this.#backing = backing;
   }
@@ -233,7 +234,7 @@ export class MemoryRegion {
     this.#requireOpen();
     checkObject('flags', flags);
     const merged = encodeFlags({ readOnly: this.readOnly, logDirtyPages: this.logDirtyPages, ...flags });
-    native().regionUpdate(this.#handle, this.#gpa, merged);
+    native().regionUpdate(this.handle, this.#gpa, merged);
     this.#flags = merged;
   }
 
@@ -243,7 +244,7 @@ export class MemoryRegion {
    */
   dirtyLog(): Uint8Array {
     this.#requireOpen();
-    return native().regionDirtyLog(this.#handle);
+    return native().regionDirtyLog(this.handle);
   }
 
   /** The dirty log as page numbers within the region, ascending. */
@@ -265,7 +266,7 @@ export class MemoryRegion {
     const all = this.size / PAGE_SIZE;
     checkInteger('firstPage', firstPage, 0, all);
     const count = checkInteger('pages', pages ?? all - firstPage, 0, all - firstPage);
-    native().regionClearDirtyLog(this.#handle, firstPage, count, checkBytes('bitmap', bitmap));
+    native().regionClearDirtyLog(this.handle, firstPage, count, checkBytes('bitmap', bitmap));
   }
 
   /**
@@ -305,7 +306,7 @@ export class MemoryRegion {
 
   /** @internal The contents of `source`, which must be as large; this memory must be fresh. */
   copyFrom(source: MemoryRegion): void {
-    native().regionCopyFrom(this.#handle, source.#handle);
+    native().regionCopyFrom(this.handle, source.handle);
   }
 
   #advise(advice: number, offset: number, length: number | undefined): void {
@@ -315,11 +316,7 @@ export class MemoryRegion {
   #range(offset: number, length: number | undefined): [RegionHandle, number, number] {
     this.#requireOpen();
     checkInteger('offset', offset, 0, this.size);
-    return [
-      this.#handle,
-      offset,
-      checkInteger('length', length ?? this.size - offset, 0, this.size - offset),
-    ];
+    return [this.handle, offset, checkInteger('length', length ?? this.size - offset, 0, this.size - offset)];
   }
 
   #detach(offset: number, length: number): void {

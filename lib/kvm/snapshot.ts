@@ -81,10 +81,16 @@ export class VcpuMsrs {
     this.forget();
   }
 
-  save(): Uint8Array[] {
+  /** struct kvm_msrs without values, one for each KVM_GET_MSRS. */
+  templates(): readonly Uint8Array[] {
     this.#templates ??= this.#probe();
+    return this.#templates;
+  }
+
+  /** `copy` makes room for the values. */
+  save(copy: (template: Uint8Array) => Uint8Array): Uint8Array[] {
     for (let attempt = 0; ; attempt++) {
-      const batches = this.#templates.map((template) => template.slice());
+      const batches = this.templates().map(attempt === 0 ? copy : (template) => template.slice());
       if (
         batches.every((batch) => this.#vcpu.ioctl('KVM_GET_MSRS', batch) === (batch.length - HEADER) / ENTRY)
       ) {
@@ -131,7 +137,7 @@ function setMsrs(vcpu: Vcpu, batch: Uint8Array): void {
   }
 }
 
-/** Structures of one snapshot, cut from one buffer: making a buffer costs as much as a small ioctl. */
+/** The structures of one snapshot, cut from one buffer: making a buffer costs as much as a small ioctl. */
 class Parts {
   readonly #vcpu: Vcpu;
   readonly #buffer: ArrayBuffer;
@@ -142,9 +148,20 @@ class Parts {
     this.#buffer = new ArrayBuffer(size);
   }
 
-  get(request: string, size: number): Uint8Array {
+  take(size: number): Uint8Array<ArrayBuffer> {
     const bytes = new Uint8Array(this.#buffer, this.#at, size);
-    this.#at += (size + 7) & ~7;
+    this.#at += (size + 63) & ~63;
+    return bytes;
+  }
+
+  copy(source: Uint8Array): Uint8Array<ArrayBuffer> {
+    const bytes = this.take(source.length);
+    bytes.set(source);
+    return bytes;
+  }
+
+  get(request: string, size: number): Uint8Array {
+    const bytes = this.take(size);
     this.#vcpu.ioctl(request, bytes);
     return bytes;
   }
@@ -153,6 +170,8 @@ class Parts {
 /** Room for KVM_GET_CPUID2, until the next call: 10 KiB are not worth making each time. */
 const cpuidRoom = cpuidBuffer(256);
 const cpuidHeader = new DataView(cpuidRoom.buffer);
+/** struct kvm_mp_state; on a buffer of its own, or the engine would make one at the first call with it. */
+const mpStateRoom = new Uint8Array(new ArrayBuffer(4));
 
 /** struct kvm_cpuid2 as it is now, a view over that room. */
 function readCpuid(vcpu: Vcpu): Uint8Array {
@@ -161,8 +180,8 @@ function readCpuid(vcpu: Vcpu): Uint8Array {
   return cpuidRoom.subarray(0, HEADER + cpuidHeader.getUint32(0, true) * 40);
 }
 
-/** More than the structures that {@link Parts} holds need. */
-const PARTS_SIZE = 3072;
+/** More than the structures of a fixed size need. */
+const FIXED_SIZE = 3072;
 
 export function saveVcpu(vcpu: Vcpu): VcpuSnapshot {
   if (!vcpu.settled) {
@@ -170,23 +189,27 @@ export function saveVcpu(vcpu: Vcpu): VcpuSnapshot {
     if (exit) throw new KvmPendingExitError(exit);
   }
   // MP state first: reading it may deliver a pending INIT or SIPI, which changes registers.
-  const parts = new Parts(vcpu, PARTS_SIZE);
-  const mpState = parts.get('KVM_GET_MP_STATE', 4);
+  vcpu.ioctl('KVM_GET_MP_STATE', mpStateRoom);
+  const cpuid = readCpuid(vcpu);
+  const templates = vcpu.msrs.templates();
+  const xsaveSize = vcpu.xsaveSize;
+  const sizes = [cpuid, ...templates].reduce((sum, part) => sum + part.length + 64, xsaveSize);
+  const parts = new Parts(vcpu, FIXED_SIZE + sizes);
   const hasSregs2 = vcpu.checkExtension('KVM_CAP_SREGS2') > 0;
   const deadline = vcpu.hasLapic ? msrsOf([MSR_TSC_DEADLINE]) : undefined;
   return {
     version: 1,
     id: vcpu.id,
-    mpState,
-    cpuid: readCpuid(vcpu).slice(),
+    mpState: parts.copy(mpStateRoom),
+    cpuid: parts.copy(cpuid),
     tscKhz: vcpu.ioctl('KVM_GET_TSC_KHZ'),
     regs: parts.get('KVM_GET_REGS', REGS_SIZE),
     sregs: hasSregs2
       ? { request: 'KVM_SET_SREGS2', bytes: parts.get('KVM_GET_SREGS2', SREGS2_SIZE) }
       : { request: 'KVM_SET_SREGS', bytes: parts.get('KVM_GET_SREGS', SREGS_SIZE) },
-    msrs: vcpu.msrs.save(),
+    msrs: vcpu.msrs.save((template) => parts.copy(template)),
     xcrs: vcpu.checkExtension('KVM_CAP_XCRS') > 0 ? parts.get('KVM_GET_XCRS', XCRS_SIZE) : undefined,
-    xsave: vcpu.getXsave(),
+    xsave: vcpu.getXsave(parts.take(xsaveSize)),
     debugRegs: parts.get('KVM_GET_DEBUGREGS', DEBUGREGS_SIZE),
     events: parts.get('KVM_GET_VCPU_EVENTS', EVENTS_SIZE),
     lapic: vcpu.hasLapic ? parts.get('KVM_GET_LAPIC', 1024) : undefined,

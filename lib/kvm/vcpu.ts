@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { CapabilityName } from './capabilities.ts';
 import { checkBytes, checkInteger, checkObject } from './check.ts';
+import { type DirtyPage, DirtyRingReader } from './dirty_ring.ts';
 import { type EnableCapOptions, encodeEnableCap } from './enable_cap.ts';
 import { KvmClosedError, KvmUnsupportedError, VcpuBusyError } from './errors.ts';
 import { decodeExit, type Exit } from './exit.ts';
@@ -13,7 +14,6 @@ import { VcpuState } from './vcpu_state.ts';
 
 const NESTED_HEADER_SIZE = 128;
 const CR8_AT = 16;
-const HARVEST_ENTRIES = 1024;
 
 /** What a vCPU needs of its VM. */
 export interface VcpuOwner {
@@ -24,13 +24,6 @@ export interface VcpuOwner {
   checkExtension(capability: CapabilityName): number;
   msrIndices(): readonly number[];
   forget(vcpu: Vcpu): void;
-}
-
-/** A page the guest wrote, from a dirty ring. */
-export interface DirtyPage {
-  slot: number;
-  /** Number of the page within the slot. */
-  page: number;
 }
 
 /** Keeps a vCPU from being collected while somebody awaits its run. */
@@ -63,7 +56,7 @@ export class Vcpu extends VcpuState implements Disposable {
   #closed = false;
   #stats: StatsReader | undefined;
   #ruleCount = 0;
-  #harvest: BigUint64Array | undefined;
+  #harvester: DirtyRingReader | undefined;
 
   /** @internal */
   constructor(owner: VcpuOwner, id: number) {
@@ -169,9 +162,14 @@ export class Vcpu extends VcpuState implements Disposable {
     return this.#owner.checkExtension(capability);
   }
 
-  /** KVM_GET_XSAVE2, or KVM_GET_XSAVE: the XSAVE area, as large as the kernel has it (at least 4096 bytes). */
-  getXsave(): Uint8Array {
-    const bytes = new Uint8Array(native().vcpuXsaveSize(this.#handle));
+  /** Bytes of the XSAVE area. @internal */
+  get xsaveSize(): number {
+    return native().vcpuXsaveSize(this.#handle);
+  }
+
+  /** KVM_GET_XSAVE2, or KVM_GET_XSAVE, into `room` or new memory: at least 4096 bytes, as large as the kernel has it. */
+  getXsave(room?: Uint8Array): Uint8Array {
+    const bytes = room === undefined ? new Uint8Array(this.xsaveSize) : checkBytes('room', room);
     native().vcpuGetXsave(this.#handle, bytes);
     return bytes;
   }
@@ -291,15 +289,8 @@ export class Vcpu extends VcpuState implements Disposable {
    * entries again, and records the pages again, after `Vm.resetDirtyRings()`.
    */
   harvestDirtyRing(): DirtyPage[] {
-    this.#harvest ??= new BigUint64Array(HARVEST_ENTRIES * 2);
-    const pages: DirtyPage[] = [];
-    for (;;) {
-      const count = native().vcpuHarvest(this.#handle, this.#harvest);
-      for (let i = 0; i < count; i++) {
-        pages.push({ slot: Number(this.#harvest[i * 2]), page: Number(this.#harvest[i * 2 + 1]) });
-      }
-      if (count < HARVEST_ENTRIES) return pages;
-    }
+    this.#harvester ??= new DirtyRingReader();
+    return this.#harvester.read(this.#handle);
   }
 
   /**

@@ -31,7 +31,7 @@ template <class T> Napi::Object make_handle(Napi::Env env, std::shared_ptr<T> ob
 
 /// The object behind a JS value, or null for anything but a live T handle: without the tag check a VM handle
 /// passed for a vCPU would be read as one.
-template <class T> const std::shared_ptr<T> *find_handle(Napi::Env env, napi_value value) {
+template <class T> std::shared_ptr<T> *find_handle(Napi::Env env, napi_value value) {
     napi_valuetype type;
     bool is_tagged = false;
     void *data = nullptr;

@@ -35,7 +35,16 @@ Napi::Value add_memory(const Napi::CallbackInfo &info) {
     const auto size = static_cast<std::uint64_t>(integer_argument(info, 3, "size", 0, kMaxSafe));
     const auto flags = static_cast<std::uint32_t>(integer_argument(info, 4, "flags", 0, kMaxU32));
     const kvm::MemoryRequest request = memory_request(info, 5);
-    return make_handle(info.Env(), vm(info)->add_memory(slot, gpa, size, flags, request));
+    // The handle of a deleted region can stand for the new one: an object with a finalizer is a good part of
+    // what a memslot costs.
+    auto *old = find_handle<kvm::MemoryRegion>(info.Env(), info[6]);
+    if (old && (*old)->is_live())
+        throw Napi::TypeError::New(info.Env(), "this handle stands for a memory region");
+    auto region = vm(info)->add_memory(slot, gpa, size, flags, request);
+    if (!old)
+        return make_handle(info.Env(), std::move(region));
+    *old = std::move(region);
+    return info[6];
 }
 
 Napi::Value remove_memory(const Napi::CallbackInfo &info) {

@@ -30,6 +30,7 @@ class MemoryRegion {
     std::uint64_t gpa() const { return gpa_; }
     std::uint64_t size() const { return size_; }
     std::uint32_t flags() const { return flags_; }
+    bool is_live() const { return live_; }
 
     /// The memory, for page operations. Throws ClosedError after remove().
     HostMemory &memory() const;

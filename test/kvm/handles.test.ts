@@ -173,6 +173,12 @@ describe('the addon itself', () => {
     );
     expect(() => addon.vmCreateVcpu(vm, 1, undefined as never)).toThrow(TypeError);
     expect(() => addon.vmReadStats(vm, new BigUint64Array(1))).toThrow(RangeError);
+    const region = addon.vmAddMemory(vm, 0, 0, 0x1000, 0, undefined, undefined);
+    expect(() => addon.vmAddMemory(vm, 1, 0x1000, 0x1000, 0, undefined, region)).toThrow(TypeError);
+    addon.vmRemoveMemory(vm, region);
+    expect(() => addon.regionHva(region)).toThrow(KvmClosedError);
+    expect(addon.vmAddMemory(vm, 1, 0x1000, 0x1000, 0, undefined, region)).toBe(region);
+    expect(addon.regionSlot(region)).toBe(1);
     addon.systemClose(system);
     expect(() => calls.ioctl(getRegs, new Uint8Array(144))).toThrow(KvmClosedError);
   });

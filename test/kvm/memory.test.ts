@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import { readFileSync } from 'node:fs';
 import { describe, expect } from 'vitest';
 import { KvmClosedError, KvmError, type Vm } from '../../lib/kvm/index.ts';
 import { hlt, load, loadAl, movAl, outAl, storeAl, test, thrown } from './machine.ts';
@@ -127,6 +128,43 @@ describe('memslots', () => {
     ]) {
       expect(use).toThrow(KvmClosedError);
     }
+  });
+
+  test('a deleted region stays closed when another takes its place, and leaves nothing mapped', ({ vm }) => {
+    // Virtual memory of the process: only what is unmapped at once goes back.
+    const virtualGiB = () => Number(readFileSync('/proc/self/statm', 'utf8').split(' ')[0]) / 2 ** 18;
+    const before = virtualGiB();
+    const old = vm.memory.add({ gpa: 0x10000, size: 2 ** 33, slot: 1 });
+    expect(Math.round(virtualGiB() - before)).toBe(8);
+    old.delete();
+    expect(Math.round(virtualGiB() - before)).toBe(0);
+    const young = vm.memory.add({ gpa: 0x10000, size: 0x1000, slot: 1 });
+    expect([...vm.memory.read(0x10000, 4)]).toEqual([0, 0, 0, 0]);
+    vm.memory.write(0x10000, Uint8Array.of(7));
+    for (const call of [
+      () => old.hva,
+      () => old.buffer,
+      () => old.discard(),
+      () => old.move(0x20000),
+      () => old.setFlags({ logDirtyPages: true }),
+      () => old.swap(),
+      () => old.dirtyLog(),
+      () => old.nodes(),
+    ]) {
+      expect(call).toThrow(KvmClosedError);
+    }
+    // What a getter of the options does must not reach the region that came after.
+    const options = {
+      get logDirtyPages() {
+        young.delete();
+        vm.memory.add({ gpa: 0x10000, size: 0x1000, slot: 1 });
+        return true;
+      },
+    };
+    expect(() => young.setFlags(options)).toThrow(KvmClosedError);
+    old.delete();
+    expect(vm.memory.regions.map((region) => [region.slot, region.logDirtyPages])).toEqual([[1, false]]);
+    expect([...vm.memory.read(0x10000, 1)]).toEqual([0]);
   });
 
   test('the dirty log has exactly the pages the guest wrote, once', async ({ vm }) => {

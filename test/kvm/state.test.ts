@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect } from 'vitest';
-import { KvmMsrError, KvmUnsupportedError, MP_STATE, VCPUEVENT_VALID } from '../../lib/kvm/index.ts';
+import {
+  KvmMsrError,
+  KvmUnsupportedError,
+  MP_STATE,
+  type Register,
+  type Regs,
+  VCPUEVENT_VALID,
+} from '../../lib/kvm/index.ts';
 import { hlt, load, movAl, outAl, spin, test } from './machine.ts';
 
 describe('system', () => {
@@ -43,6 +50,26 @@ describe('vCPU state', () => {
     expect(vcpu.getRegs()).toEqual({ ...all, rflags: 0x202n });
     vcpu.setRegs({ rbx: 0xffff_ffff_ffff_ffffn });
     expect(vcpu.getRegs()).toEqual({ ...all, rbx: 0xffff_ffff_ffff_ffffn, rflags: 0x202n });
+  });
+
+  test('all registers at once, each its own, and none when one is wrong', ({ vm }) => {
+    const vcpu = vm.createVcpu(0);
+    const names = Object.keys(vcpu.getRegs()) as Register[];
+    expect(names.length).toBe(18);
+    const wanted = Object.fromEntries(names.map((name, i) => [name, (1n << 64n) - 1n - BigInt(i)])) as Regs;
+    // RFLAGS has fixed bits.
+    wanted.rflags = 0x246n;
+    vcpu.setRegs(wanted);
+    expect(vcpu.getRegs()).toEqual(wanted);
+    for (const wrong of [
+      { ...wanted, rax: 1n, r15: 1n << 64n },
+      { ...wanted, rax: 1n, rflags: -1n },
+      { ...wanted, rax: 1n, rip: 5 },
+      { ...wanted, rax: 1n, eip: 5n },
+    ]) {
+      expect(() => vcpu.setRegs(wrong as Regs)).toThrow(/r15|rflags|rip|eip/);
+    }
+    expect(vcpu.getRegs()).toEqual(wanted);
   });
 
   test('special registers, segments in part', ({ vm }) => {
