@@ -7,6 +7,7 @@ import { controls } from './controls.ts';
 import { dirtyLog } from './dirty_log.ts';
 import { events } from './events.ts';
 import { evmcs } from './evmcs.ts';
+import { hazards } from './hazards.ts';
 import { l2Switch } from './l2_switch.ts';
 import { msrBitmap } from './msr_bitmap.ts';
 import { nestedState } from './nested_state.ts';
@@ -28,4 +29,5 @@ export const suites: readonly Suite[] = [
   fixedSuite('apic-access', apicAccess),
   fixedSuite('vapic', vapic),
   fixedSuite('posted-interrupt', postedInterrupt),
+  fixedSuite('hazard', hazards),
 ];

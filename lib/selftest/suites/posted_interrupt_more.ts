@@ -5,8 +5,9 @@ import type { Vcpu } from '../../kvm/index.ts';
 import { selftest } from '../engine/define.ts';
 import type { ExpectationTable, Observations, Selftest, SelftestContext } from '../engine/model.ts';
 import { binaryStats, kernelFrom, nestedVmx, vmxControl } from '../engine/requirements.ts';
-import { bootL1, nestedRuns, stat, stopText } from './common.ts';
+import { bootL1, nestedRuns, stopText } from './common.ts';
 import { NOTIFICATION, OPTIONS, POSTED_CONTROLS, post, VECTOR } from './posted.ts';
+import { isHalted, meanwhile, until } from './watchdog.ts';
 
 const VECTORS = [VECTOR, 0x81, 0x93];
 const requires = [nestedVmx, binaryStats, ...POSTED_CONTROLS.map(vmxControl)];
@@ -14,9 +15,6 @@ const ICR_NOTIFICATION = 0x4000n | BigInt(NOTIFICATION);
 const PIN = 'PIN_BASED_VM_EXEC_CONTROL';
 const PROCESS_POSTED = 1n << 7n;
 const wakes = kernelFrom(6, 12, 'do not wake an L2 in HLT for a posted interrupt (seen on 6.1)');
-/** What the host gives L2 to do something, in milliseconds of the machine's time; it takes one or two. */
-const PATIENCE_MS = 100;
-
 interface Target {
   readonly l1: L1;
   readonly l2: L2;
@@ -41,16 +39,6 @@ async function withTarget(
   return await body({ l1, l2, vcpu: l1.vcpu(0), flag: new Int32Array(l1.memory.buffer, flag, 1) });
 }
 
-/** Waits, a millisecond at a time, for something that needs no more than L2 or KVM running on. */
-async function until(context: SelftestContext, holds: () => boolean): Promise<boolean> {
-  for (let waited = 0; waited < PATIENCE_MS; waited++) {
-    if (holds()) return true;
-    await context.sleep(1);
-  }
-  return holds();
-}
-
-const isHalted = (vcpu: Vcpu): boolean => stat(vcpu.stats(), 'blocking') === 1;
 const taken = (l2: L2): number[] => VECTORS.map((vector) => l2.interruptCount(vector));
 
 function left({ l2, l1 }: Target, runsBefore: number, stop: L2Stop | undefined): Observations {
@@ -119,28 +107,10 @@ function ipi(context: SelftestContext) {
   );
 }
 
-/** Continues an L2 and lets the host act meanwhile; whatever happens, L2 comes back. */
-async function meanwhile(
-  context: SelftestContext,
-  { l2 }: Target,
-  act: () => Promise<void>,
-): Promise<L2Stop | undefined> {
-  const enough = new AbortController();
-  const running = l2.continue({ signal: AbortSignal.any([context.signal, enough.signal]) });
-  running.catch(() => {});
-  let over = false;
-  const ended = running.finally(() => {
-    over = true;
-  });
-  ended.catch(() => {});
-  await act();
-  await until(context, () => over);
-  if (!over) enough.abort(new Error('L2 did not go on'));
-  return running.catch((error: unknown) => {
-    if (enough.signal.aborted && !context.signal.aborted) return undefined;
-    throw error;
-  });
-}
+const resume =
+  ({ l2 }: Target) =>
+  (signal: AbortSignal) =>
+    l2.continue({ signal });
 
 function halted(context: SelftestContext) {
   return withTarget(
@@ -154,7 +124,7 @@ function halted(context: SelftestContext) {
       const slept: boolean[] = [];
       const woken: boolean[] = [];
       for (const vectors of [[VECTOR], VECTORS]) {
-        const next = await meanwhile(context, target, async () => {
+        const next = await meanwhile(context, resume(target), async () => {
           slept.push(await until(context, () => isHalted(vcpu)));
           for (const vector of vectors) l2.postedInterrupts?.post(vector);
           l1.signal(NOTIFICATION);
@@ -181,7 +151,7 @@ function preempted(context: SelftestContext) {
       const runsBefore = nestedRuns(l1);
       await l2.enter({ signal: context.signal });
       const spinning: boolean[] = [];
-      const stop = await meanwhile(context, target, async () => {
+      const stop = await meanwhile(context, resume(target), async () => {
         spinning.push(await until(context, () => Atomics.load(flag, 0) === 1));
         for (const [index, vector] of VECTORS.entries()) {
           post(target, vector);
@@ -252,7 +222,7 @@ function race(context: SelftestContext, wait: readonly number[]) {
       await l2.enter({ signal: context.signal });
       const posted = [0, 0, 0];
       let lost = 0;
-      const stop = await meanwhile(context, target, async () => {
+      const stop = await meanwhile(context, resume(target), async () => {
         for (let i = 0; i < POSTS && lost === 0; i++) {
           const index = Math.floor(context.random() * VECTORS.length);
           posted[index]! += 1;

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { Selftest } from '../engine/model.ts';
+import { hazardTest } from './hazard.ts';
+import { EVMCS_HAZARDS } from './hazard_evmcs.ts';
+import { PAGE_HAZARDS } from './hazard_pages.ts';
+
+export const hazards: readonly Selftest[] = [...PAGE_HAZARDS, ...EVMCS_HAZARDS].map(hazardTest);
