@@ -9,6 +9,7 @@ import { events } from './events.ts';
 import { evmcs } from './evmcs.ts';
 import { hazards } from './hazards.ts';
 import { l2Switch } from './l2_switch.ts';
+import { memslots } from './memslots.ts';
 import { msrBitmap } from './msr_bitmap.ts';
 import { nestedState } from './nested_state.ts';
 import { postedInterrupt } from './posted_interrupt.ts';
@@ -21,6 +22,7 @@ export const suites: readonly Suite[] = [
   l2Switch,
   nestedState,
   fixedSuite('dirty-log', dirtyLog),
+  memslots,
   fixedSuite('controls', controls),
   fixedSuite('translation', translation),
   fixedSuite('events', events),
