@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect } from 'vitest';
@@ -17,6 +17,15 @@ function withFile(size: number, body: (path: string) => void | Promise<void>): P
     Uint8Array.from({ length: size }, (_, at) => at >> 12),
   );
   return Promise.resolve(body(path)).finally(() => rmSync(folder, { recursive: true }));
+}
+
+/** What is mapped at an address of this process; empty for memory without a file. */
+function mappedFile(address: bigint): string | undefined {
+  for (const line of readFileSync('/proc/self/maps', 'utf8').split('\n')) {
+    const [, from, to, file] = /^(\w+)-(\w+) \S+ \w+ \S+ \d+ *(.*)$/.exec(line) ?? [];
+    if (from && BigInt(`0x${from}`) <= address && address < BigInt(`0x${to}`)) return file;
+  }
+  return undefined;
 }
 
 describe('backings', () => {
@@ -43,6 +52,18 @@ describe('backings', () => {
       closeSync(fd);
       vm.memory.write(0x8000, Uint8Array.of(9));
       expect([byteAt(vm, 0x8000), readFileSync(path)[0]]).toEqual([9, 0]);
+    }));
+
+  test('a descriptor’s file, from an offset; a path’s is closed again', ({ vm }) =>
+    withFile(0x3000, (path) => {
+      const fd = openSync(path, 'r+');
+      const open = () => readdirSync('/proc/self/fd').length;
+      const before = open();
+      vm.memory.add({ gpa: 0x8000, size: 0x1000, backing: { type: 'file', fd, offset: 0x2000 } });
+      vm.memory.add({ gpa: 0x9000, size: 0x1000, backing: { type: 'file', path, offset: 0x1000 } });
+      expect([byteAt(vm, 0x8000), byteAt(vm, 0x9000)]).toEqual([2, 1]);
+      expect(open()).toBe(before);
+      closeSync(fd);
     }));
 
   test('a file mapped read-only is for the guest only', ({ vm }) =>
@@ -78,6 +99,8 @@ describe('backings', () => {
     expect(() => vm.memory.add({ gpa: 0, size: 0x1000, backing: 'hugetlb' })).toThrow(
       /size 0x1000 is not a multiple of the page size \(0x200000\)/,
     );
+    const giant: Backing = { type: 'hugetlb', pageSize: '1G' };
+    expect(() => vm.memory.add({ gpa: 0, size: 2 ** 21, backing: giant })).toThrow(/\(0x40000000\)/);
     if (free === 0) {
       expect(thrown(add)).toMatchObject({ code: 'ENOMEM', syscall: 'mmap' });
       expect(add).toThrow(/no free hugetlb 2 MiB pages.*nr_hugepages/);
@@ -114,6 +137,7 @@ describe('backings', () => {
     if ((vm.checkExtension('KVM_CAP_GUEST_MEMFD_FLAGS') & 3) !== 3)
       skip('no KVM_CAP_GUEST_MEMFD_FLAGS with mmap');
     const region = vm.memory.add({ gpa: 0x8000, size: 0x2000, backing: { type: 'guest-memfd', mmap: true } });
+    expect(mappedFile(region.hva)).toMatch(/gmem|guest_memfd/);
     vm.memory.write(0x8000, Uint8Array.of(0x11));
     vm.memory.write(0x9000, Uint8Array.of(0x22));
     const look = [...loadAl(0x8000), ...outAl(1), ...loadAl(0x9000), ...outAl(2)];
@@ -131,6 +155,8 @@ describe('backings', () => {
   test('guest_memfd out of our reach can be bound and punched', ({ vm, skip }) => {
     if (vm.checkExtension('KVM_CAP_GUEST_MEMFD') === 0) skip('no KVM_CAP_GUEST_MEMFD');
     const region = vm.memory.add({ gpa: 0x8000, size: 0x2000, backing: 'guest-memfd' });
+    // What we see are the shared pages, which are plain memory.
+    expect(mappedFile(region.hva)).toBe('');
     region.discard(0x1000, 0x1000);
     expect(() => region.discard(0x800, 0x1000)).toThrow(RangeError);
   });

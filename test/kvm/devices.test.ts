@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect } from 'vitest';
 import { EventFd, KvmClosedError, type Vm } from '../../lib/kvm/index.ts';
-import { hlt, load, movAl, outAl, spin, storeAl, test, thrown } from './machine.ts';
+import { hlt, inAl, load, movAl, outAl, spin, storeAl, test, thrown } from './machine.ts';
 
 const later = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 /** Bits set in the LAPIC's IRR, as vectors. */
@@ -10,6 +10,15 @@ function pendingVectors(lapic: Uint8Array): number[] {
     const at = 0x200 + (vector >> 5) * 16 + ((vector & 31) >> 3);
     return (lapic[at]! >> (vector & 7)) & 1;
   });
+}
+/** Bytes of struct kvm_irqchip before the IOAPIC's redirection table. */
+const REDIRECTION = 8 + 24;
+/** Unmasks inputs of the IOAPIC: [pin, low word: the vector, and bit 15 for a level interrupt]. */
+function setIoapic(vm: Vm, entries: readonly (readonly [pin: number, low: number])[]): void {
+  const state = vm.getIrqchip('ioapic');
+  const words = new DataView(state.buffer);
+  for (const [pin, low] of entries) words.setBigUint64(REDIRECTION + pin * 8, BigInt(low), true);
+  vm.setIrqchip(state);
 }
 /** Switches the LAPIC on by its spurious-vector register. */
 function enableLapic(vm: Vm) {
@@ -72,6 +81,12 @@ describe('ioeventfd', () => {
     vm.removeIoeventfd(port, { port: 0x20, length: 1, match: 7n });
     vcpu.setRegs({ rip: 0x1000n });
     expect(await vcpu.run()).toMatchObject({ type: 'io', data: Uint8Array.of(7) });
+    using wide = new EventFd();
+    vm.addIoeventfd(wide, { port: 0x30, length: 2 });
+    vm.memory.write(0x1000, Uint8Array.of(0xe7, 0x30, ...outAl(0x30), ...hlt));
+    vcpu.setRegs({ rip: 0x1000n });
+    expect(await vcpu.run()).toMatchObject({ type: 'io', port: 0x30, size: 1 });
+    expect(wide.take()).toBe(1n);
     expect(() => vm.addIoeventfd(port, {})).toThrow(/either a port or an address/);
     expect(() => vm.addIoeventfd({ fd: 1 } as never, { port: 1 })).toThrow(TypeError);
     expect(thrown(() => vm.removeIoeventfd(port, { port: 0x99 }))).toMatchObject({
@@ -97,6 +112,53 @@ describe('interrupts', () => {
     expect(pendingVectors(vcpu.getLapic())).toEqual([0x41, 0x55]);
   });
 
+  test('each route goes to its own pin or message', async ({ vm }) => {
+    vm.createIrqchip();
+    const vcpu = enableLapic(vm);
+    setIoapic(vm, [
+      [4, 0x64],
+      [8, 0x68],
+      [9, 0x69],
+    ]);
+    vm.setGsiRouting([
+      { type: 'msi', gsi: 3, address: 0xfee0_0000n, data: 0x43 },
+      { type: 'irqchip', gsi: 5, chip: 'ioapic', pin: 9 },
+      { type: 'irqchip', gsi: 6, chip: 'ioapic', pin: 4 },
+    ]);
+    const pending = () => pendingVectors(vcpu.getLapic());
+    vm.setIrqLine(5, 1);
+    expect(pending()).toEqual([0x69]);
+    vm.setIrqLine(5, 0);
+    using event = new EventFd();
+    vm.addIrqfd(event, 3);
+    event.signal();
+    for (let i = 0; i < 100 && pending().length < 2; i++) await later(1);
+    expect(pending()).toEqual([0x43, 0x69]);
+    vm.setIrqLine(6, 1);
+    expect(pending()).toEqual([0x43, 0x64, 0x69]);
+  });
+
+  test('the end of a level interrupt signals the resampler', async ({ vm }) => {
+    vm.createIrqchip();
+    // Real mode: vector 0x20 is at 0x80. The handler writes the LAPIC's EOI register through EBX.
+    vm.memory.add({ gpa: 0, size: 0x1000 });
+    vm.memory.write(0x80, Uint8Array.of(0x00, 0x11, 0, 0));
+    vm.memory.add({ gpa: 0x1000, size: 0x1000 });
+    vm.memory.write(0x1000, Uint8Array.of(0xfb, ...hlt, 0xfa, ...outAl(0x10)));
+    vm.memory.write(0x1100, Uint8Array.of(0x67, 0x66, 0xc7, 0x03, 0, 0, 0, 0, 0xcf));
+    const vcpu = enableLapic(vm);
+    vcpu.setSregs({ cs: { base: 0n, selector: 0 }, ds: { base: 0n, limit: 0xffffffff, g: 1 } });
+    vcpu.setRegs({ rip: 0x1000n, rflags: 2n, rsp: 0x1ff0n, rbx: 0xfee0_00b0n });
+    setIoapic(vm, [[11, 0x20 | (1 << 15)]]);
+    using event = new EventFd();
+    using resample = new EventFd();
+    vm.addIrqfd(event, 11, { resample });
+    event.signal();
+    expect(await vcpu.run()).toMatchObject({ type: 'io', port: 0x10 });
+    expect(await resample.read({ signal: AbortSignal.timeout(5000) })).toBe(1n);
+    expect(pendingVectors(vcpu.getLapic())).toEqual([]);
+  });
+
   test('a split irqchip has LAPICs and no IOAPIC', ({ vm }) => {
     expect(vm.irqchip).toBe('none');
     vm.createSplitIrqchip();
@@ -105,6 +167,21 @@ describe('interrupts', () => {
     vm.signalMsi({ address: 0xfee0_0000n, data: 0x77 });
     expect(pendingVectors(vcpu.getLapic())).toEqual([0x77]);
     expect(thrown(() => vm.getIrqchip('ioapic'))).toMatchObject({ request: 'KVM_GET_IRQCHIP' });
+  });
+
+  test('a split irqchip has no more pins than the kernel allows', ({ vm }) => {
+    expect(thrown(() => vm.createSplitIrqchip(100_000))).toMatchObject({ code: 'EINVAL' });
+    expect(vm.irqchip).toBe('none');
+  });
+
+  test('the speaker port is the kernel’s only when it was asked for', async ({ kvm }) => {
+    for (const speakerDummy of [false, true]) {
+      using vm = kvm.createVm();
+      vm.createIrqchip();
+      vm.createPit({ speakerDummy });
+      const vcpu = load(vm, [...inAl(0x61), ...outAl(0x10)]);
+      expect(await vcpu.run()).toMatchObject({ type: 'io', port: speakerDummy ? 0x10 : 0x61 });
+    }
   });
 
   test('the irqchip’s and the PIT’s state can be read and written', ({ vm }) => {
@@ -116,9 +193,12 @@ describe('interrupts', () => {
     pic[8 + 2] = 0xa5;
     vm.setIrqchip(pic);
     expect(vm.getIrqchip('pic-master')[8 + 2]).toBe(0xa5);
+    // Channel 2's counter.
     const pit = vm.getPit();
+    pit.set([0x34, 0x12], 48);
     vm.setPit(pit);
     expect(pit.length).toBe(112);
+    expect([...vm.getPit().subarray(48, 50)]).toEqual([0x34, 0x12]);
     expect(() => vm.getIrqchip('lapic' as never)).toThrow(TypeError);
     expect(() => vm.setGsiRouting([{ type: 'smoke', gsi: 1 } as never])).toThrow(TypeError);
     expect(() => vm.setGsiRouting(5 as never)).toThrow(TypeError);
@@ -151,6 +231,30 @@ describe('dirty pages', () => {
     expect(() => region.clearDirtyLog(new Uint8Array(7))).toThrow(/needs 8 bytes/);
     expect(() => region.clearDirtyLog(new Uint8Array(8), 5)).toThrow(RangeError);
     expect(thrown(() => region.clearDirtyLog(new Uint8Array(8), 1, 1))).toMatchObject({ code: 'EINVAL' });
+  });
+
+  test('an initially set log begins with every page', ({ vm, skip }) => {
+    if ((vm.checkExtension('KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2') & 2) === 0) skip('no initially set log');
+    vm.enableManualDirtyLog({ initiallySet: true });
+    const region = vm.memory.add({ gpa: 0x8000, size: 0x3000, logDirtyPages: true });
+    expect(region.dirtyPages()).toEqual([0, 1, 2]);
+  });
+
+  test('a harvest takes all of a large ring, of every slot', async ({ vm, skip }) => {
+    if (vm.checkExtension('KVM_CAP_DIRTY_LOG_RING_ACQ_REL') === 0) skip('no dirty ring');
+    vm.enableDirtyRing(8192);
+    const [low, high] = [1500, 300];
+    vm.memory.add({ gpa: 0x100000, size: low * 0x1000, slot: 3, logDirtyPages: true });
+    vm.memory.add({ gpa: 0x100000 + low * 0x1000, size: high * 0x1000, slot: 9, logDirtyPages: true });
+    // MOV [EBX], AL; ADD EBX, 0x1000; DEC CX; JNZ; HLT.
+    const vcpu = load(vm, [0x67, 0x88, 0x03, 0x66, 0x81, 0xc3, 0, 0x10, 0, 0, 0x49, 0x75, 0xf3, ...hlt]);
+    vcpu.setSregs({ ds: { base: 0n, limit: 0xffffffff, g: 1 } });
+    vcpu.setRegs({ rbx: 0x100000n, rcx: BigInt(low + high), rip: 0x1000n, rflags: 2n });
+    expect(await vcpu.run()).toEqual({ type: 'hlt' });
+    const pages = vcpu.harvestDirtyRing();
+    const of = (slot: number) => new Set(pages.filter((one) => one.slot === slot).map(({ page }) => page));
+    expect([...of(3)].sort((a, b) => a - b)).toEqual(Array.from({ length: low }, (_, page) => page));
+    expect([...of(9)].sort((a, b) => a - b)).toEqual(Array.from({ length: high }, (_, page) => page));
   });
 
   test('the ring has exactly the pages written, and again after a reset', async ({ vm, skip }) => {
