@@ -8,8 +8,10 @@ export type BackingName = 'anonymous' | 'memfd' | 'hugetlb' | 'guest-memfd' | 'u
 export interface BenchContext {
   readonly probe: HostProbe;
   readonly quick: boolean;
-  /** True in the emulated machine: sizes are smaller there, and the figure's parameters say so. */
+  /** True in the emulated machine: fewer rounds there, and the figure's parameters say so. */
   readonly slow: boolean;
+  /** As much memory as on hardware; in the emulated machine only when asked for. */
+  readonly full: boolean;
   readonly unmanaged: UnmanagedRange | { readonly reason: string };
 }
 

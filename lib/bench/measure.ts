@@ -22,7 +22,13 @@ export async function measureHere(
 ): Promise<void> {
   const probe = probeHost();
   const unmanaged = findUnmanaged(probe, job.memoryBytes);
-  const context: BenchContext = { probe, quick: job.quick, slow: job.kind === 'lab', unmanaged };
+  const context: BenchContext = {
+    probe,
+    quick: job.quick,
+    slow: job.kind === 'lab',
+    full: job.full ?? job.kind === 'host',
+    unmanaged,
+  };
   emit({ event: 'environment', environment: environmentOf(job, probe, unmanaged, tscFrequency()) });
   const stealBefore = stolenTicks();
 

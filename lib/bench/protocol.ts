@@ -8,6 +8,8 @@ export interface BenchJob {
   readonly ids: readonly string[];
   readonly passes: number;
   readonly quick: boolean;
+  /** The sizes of hardware, wherever it runs. */
+  readonly full?: boolean;
   /** What the machine really has, where the caller knows: "mem=" may hide some of it. */
   readonly memoryBytes?: number;
   readonly pinnedTo?: number;

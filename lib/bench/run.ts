@@ -21,6 +21,8 @@ export interface BenchRequest {
   /** Figure ids. */
   readonly ids: readonly string[];
   readonly quick: boolean;
+  /** Lab: memslot churn with the sizes of hardware. */
+  readonly full?: boolean;
   /** Default: 1 in the lab, where a second run proves that figures repeat; 9 on a host, 3 when quick. */
   readonly passes?: number;
   /** Lab: no second run. */
@@ -32,8 +34,9 @@ export interface BenchRequest {
 }
 
 /** Half of it is hidden with --unmanaged. */
-const LAB_MEMORY_MIB = 1024;
-const UNMANAGED_ARGUMENTS = `mem=${LAB_MEMORY_MIB / 2}M kvm.allow_unsafe_mappings=1 iomem=relaxed`;
+const LAB_MEMORY_MIB = { small: 1024, large: 3072 };
+/** Of 2 MiB: what the largest figure touches, and two for pages of L1's. */
+const HUGE_PAGES = { small: 32, large: 272 };
 const AGENT = fileURLToPath(new URL('../../dist/bench/agent.js', import.meta.url));
 
 /** The measuring process on the host ended without a result. */
@@ -55,6 +58,7 @@ export async function runBench(
     kind: useHost ? 'host' : 'lab',
     ids: request.ids,
     quick: request.quick,
+    ...(request.full ? { full: true } : {}),
     passes: request.passes ?? (useHost ? (request.quick ? 3 : 9) : 1),
   };
   if (useHost) {
@@ -159,15 +163,21 @@ class Collected {
 }
 
 async function inLab(job: BenchJob, request: BenchRequest, collected: Collected): Promise<void> {
-  const given = request.lab.append ?? '';
-  const append = request.unmanaged ? `${UNMANAGED_ARGUMENTS} ${given}`.trim() : given;
-  const full: BenchJob = { ...job, memoryBytes: LAB_MEMORY_MIB * 1024 * 1024 };
+  // A memslot costs the kernel some 20 KB: as many as there can be fill the small machine
+  const size = request.full || request.ids.some((id) => id.endsWith('slots=max')) ? 'large' : 'small';
+  const memoryMiB = LAB_MEMORY_MIB[size];
+  const append = [
+    ...(request.unmanaged ? [`mem=${memoryMiB / 2}M kvm.allow_unsafe_mappings=1 iomem=relaxed`] : []),
+    ...(request.ids.some((id) => id.includes('/hugetlb')) ? [`hugepages=${HUGE_PAGES[size]}`] : []),
+    ...(request.lab.append === undefined ? [] : [request.lab.append]),
+  ].join(' ');
+  const full: BenchJob = { ...job, memoryBytes: memoryMiB * 1024 * 1024 };
   const result = await runInLab(['dist/bench/agent.js', JSON.stringify(full)], {
     ...request.lab,
     ...seriesForLab(),
     ...(append === '' ? {} : { append }),
     ...(request.signal ? { signal: request.signal } : {}),
-    memoryMiB: LAB_MEMORY_MIB,
+    memoryMiB,
     deterministic: true,
     timeoutMs: 3_600_000,
     silenceMs: 600_000,

@@ -14,12 +14,14 @@ export async function benchCommand(args: string[], signal: AbortSignal): Promise
     json: { type: 'boolean', default: false },
     list: { type: 'boolean', default: false },
     quick: { type: 'boolean', default: false },
+    full: { type: 'boolean', default: false },
     passes: { type: 'string' },
     once: { type: 'boolean', default: false },
     console: { type: 'boolean', default: false },
   });
   const machine = machineChoice(values.machine);
   labOnly(machine, { kernel: values.kernel, append: values.append });
+  if (values.quick && values.full) throw new UsageError('--quick and --full exclude each other');
   const passes = values.passes === undefined ? undefined : wholeNumber('passes', values.passes, 1, 1000);
   const patterns =
     positionals.length > 0
@@ -46,6 +48,7 @@ export async function benchCommand(args: string[], signal: AbortSignal): Promise
         machine,
         ids: figures.map(({ id }) => id),
         quick: values.quick,
+        full: values.full,
         once: values.once,
         unmanaged: values.unmanaged,
         signal,

@@ -68,7 +68,9 @@ async function list(args: string[]): Promise<number> {
     const parts = [
       `Linux ${kernel.release}`,
       kernel.source,
-      kernel.patches.length === 0 ? 'no patches' : `${kernel.patches.length} patches`,
+      kernel.patches.length === 0
+        ? 'no patches'
+        : `${kernel.patches.length} patch${kernel.patches.length === 1 ? '' : 'es'}`,
       ...(kernel.btf ? ['BTF'] : []),
       kernel.builtAt.slice(0, 16).replace('T', ' '),
     ];

@@ -41,6 +41,7 @@ options of bench
   --json                    print the result instead of the table
   --list                    print the ids and titles of everything that can be measured and stop
   --quick                   smaller sizes and fewer rounds
+  --full                    lab: memslot churn with as much memory as on hardware
   --passes N                measure the whole list N times (default: lab 1, host 9, quick host 3)
   --once                    lab: do not measure in a second machine to prove that the figures repeat
 

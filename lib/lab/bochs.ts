@@ -25,6 +25,9 @@ export interface MachineParts {
     | { readonly kind: 'cd'; readonly image: string };
 }
 
+/** The emulator takes no more of the host; a machine that touches more has the rest in a file. */
+const MOST_HOST_MIB = 2048;
+
 /** Names of what the machine leaves in its folder. */
 export const CONSOLE_FILE = 'console';
 export const OUTPUT_FILE = 'output';
@@ -48,7 +51,7 @@ export function machineDescription(parts: MachineParts, engine: Engine): string 
         ];
   const lines = [
     // Memory is taken from the host in blocks as the machine touches it.
-    `memory: guest=${parts.memoryMiB}, host=${parts.memoryMiB}${engine.memoryImages ? ', block_size=2048' : ''}`,
+    `memory: guest=${parts.memoryMiB}, host=${Math.min(parts.memoryMiB, MOST_HOST_MIB)}${engine.memoryImages ? ', block_size=2048' : ''}`,
     `romimage: file=${parts.bios}, options=fastboot`,
     `vgaromimage: file=${parts.videoBios}`,
     `cpu: model=${parts.cpuModel}, count=${parts.cpus}, ips=200000000, reset_on_triple_fault=0, ignore_bad_msrs=1`,

@@ -21,6 +21,7 @@ const TOOLS: readonly Tool[] = [
   program('bc'),
   program('perl'),
   program('xz', 'xz-utils'),
+  program('lz4'),
   { package: 'libelf-dev', isThere: () => existsSync('/usr/include/gelf.h') },
 ];
 const PAHOLE = program('pahole', 'dwarves');

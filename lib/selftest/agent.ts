@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import { writeSync } from 'node:fs';
 import { probeHost } from '../probe/index.ts';
 import type { RunEvent } from './engine/model.ts';
 import { testsOf } from './engine/parameters.ts';
@@ -10,7 +11,9 @@ import { suites } from './suites/index.ts';
 // Runs inside the lab machine: takes a job from the command line, answers with one event a line.
 const { ids, settings, programs, from, ...options } = JSON.parse(process.argv[2] ?? '{}') as AgentJob;
 const emit = (event: RunEvent): void => {
-  process.stdout.write(`${encodeEvent(event)}\n`);
+  // Not process.stdout: it brings a fifth of the time to the first test along (node:net, node:stream).
+  const line = Buffer.from(`${encodeEvent(event)}\n`);
+  for (let at = 0; at < line.length; ) at += writeSync(1, line, at);
 };
 const probe = probeHost();
 emit({ event: 'machine', machine: machineInfo('lab', probe) });

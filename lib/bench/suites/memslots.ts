@@ -29,6 +29,8 @@ const FULL = { map: 32 * MIB, unmap: 128 * MIB, chunk: 2 * MIB, rw: 512 * MIB, m
 /** An emulator executes a hundredth of the instructions: a sixteenth of the memory, the same pieces per call. */
 const SLOW = { map: 2 * MIB, unmap: 8 * MIB, chunk: 2 * MIB, rw: 4 * MIB, moved: 8 * MIB };
 const QUICK = { map: MIB, unmap: 2 * MIB, chunk: MIB, rw: MIB, moved: 2 * MIB };
+/** The least that is whole pages of 2 MiB in every part. */
+const QUICK_HUGE = { map: 4 * MIB, unmap: 2 * MIB, chunk: 2 * MIB, rw: 2 * MIB, moved: 8 * MIB };
 type Sizes = typeof FULL;
 
 const OPERATIONS = {
@@ -43,7 +45,22 @@ type Operation = keyof typeof OPERATIONS;
 
 export type Level = 'plain' | 'nested';
 
-const sizesOf = (context: BenchContext): Sizes => (context.quick ? QUICK : context.slow ? SLOW : FULL);
+function sizesOf({ quick, full }: BenchContext, backing: BackingName): Sizes {
+  if (quick) return backing === 'hugetlb' ? QUICK_HUGE : QUICK;
+  if (full) return FULL;
+  return backing === 'hugetlb' ? { ...SLOW, map: QUICK_HUGE.map } : SLOW;
+}
+
+/** What a backing cannot do, in whatever kernel. */
+function impossible(operation: Operation, backing: BackingName): string | undefined {
+  if (backing === 'hugetlb' && operation === 'unmap') {
+    return 'pages of 2 MiB are not discarded in smaller pieces: see unmap-chunked';
+  }
+  if (backing === 'guest-memfd' && operation.startsWith('move'))
+    return 'KVM moves no memslot on a guest_memfd';
+  return undefined;
+}
+
 const roundsOf = (context: BenchContext): number => (context.quick ? 3 : context.slow ? 5 : 40);
 
 export function memslots(level: Level, backing: BackingName, slots: number | 'max'): Bench {
@@ -57,7 +74,7 @@ export function memslots(level: Level, backing: BackingName, slots: number | 'ma
     figures: operations.map((name) => ({
       id: `memslot/${name}/${level}/${backing}/slots=${slots}`,
       title: `${OPERATIONS[name]}${level === 'nested' ? '; L2 touches, one VMCALL a page' : ''}`,
-      missing: () => undefined,
+      missing: () => impossible(name, backing),
     })),
     async measure(context, wanted) {
       using machine = await bootMachine();
@@ -114,12 +131,13 @@ class SlotWork {
       l2.setPolicy({ vmcall: 'skip' });
     }
     // Two more are made for each operation.
-    const most = vm.checkExtension('KVM_CAP_NR_MEMSLOTS') - 1;
-    const count = setting.slots === 'max' ? most : Math.min(setting.slots, most);
+    const limit = vm.checkExtension('KVM_CAP_NR_MEMSLOTS');
+    const count = setting.slots === 'max' ? limit - 1 : Math.min(setting.slots, limit - 1);
     const fillers = count - vm.memory.regions.length - 2;
     const begin = process.hrtime.bigint();
-    for (let i = 0; i < fillers; i += 1)
-      vm.memory.add({ gpa: FILLER_GPA + i * PAGE, size: PAGE, slot: i + 8 });
+    // From the last number down: the first are those that others get
+    for (let i = 1; i <= fillers; i += 1)
+      vm.memory.add({ gpa: FILLER_GPA + i * PAGE, size: PAGE, slot: limit - i });
     return new SlotWork(machine, setting, record, l2, { count, ns: Number(process.hrtime.bigint() - begin) });
   }
 
@@ -134,7 +152,7 @@ class SlotWork {
   }
 
   async measure(operation: Operation): Promise<Omit<Measurement, 'id' | 'title'>> {
-    const sizes = sizesOf(this.#setting.context);
+    const sizes = sizesOf(this.#setting.context, this.#setting.backing);
     const rounds = roundsOf(this.#setting.context);
     const plan = this.#plan(operation, sizes);
     const regions = [...plan.regions];

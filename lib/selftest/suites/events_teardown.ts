@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ends that come while L2 is active. The kernel log, which the engine watches, is half of the oracle.
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import type { L2 } from '../../guest/index.ts';
@@ -82,6 +81,7 @@ const KILLS: readonly Selftest[] = (['active', 'running'] as const).map((doing) 
     timeoutMs: 60_000,
     expectations: { any: { child: 'ready', signal: 'SIGKILL', after: 'vmcall 1' } },
     body: async (context) => {
+      const { spawn } = process.getBuiltinModule('node:child_process');
       const path = fileURLToPath(new URL('./events_child.js', import.meta.url));
       const child = spawn(process.execPath, [path, doing], {
         stdio: ['ignore', 'pipe', 'inherit'],
