@@ -86,9 +86,13 @@ async function changeBeforeExit(context: SelftestContext): Promise<Observations>
   ];
   const stops: string[] = [];
   for (const change of changes) {
-    stops.push(text(await meanwhile(context, (signal) => l2.enter({ signal }))));
+    const active = await meanwhile(context, (signal) => l2.enter({ signal }));
+    stops.push(text(active));
+    if (active?.kind !== 'sync') break;
     change();
-    stops.push(text(await meanwhile(context, (signal) => l2.continue({ signal }))));
+    const exit = await meanwhile(context, (signal) => l2.continue({ signal }));
+    stops.push(text(exit));
+    if (exit?.kind !== 'exit') break;
   }
   return { stops, executed: l2.progress.executed, nestedRun: nestedRuns(l1) - runsBefore };
 }
