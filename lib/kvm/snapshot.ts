@@ -175,6 +175,8 @@ const mpStateRoom = new Uint8Array(new ArrayBuffer(4));
 
 /** struct kvm_cpuid2 as it is now, a view over that room. */
 function readCpuid(vcpu: Vcpu): Uint8Array {
+  // Linux 6.1 leaves the count as it was: what it did not write must not be an earlier answer.
+  cpuidRoom.fill(0);
   cpuidHeader.setUint32(0, 256, true);
   vcpu.ioctl('KVM_GET_CPUID2', cpuidRoom);
   return cpuidRoom.subarray(0, HEADER + cpuidHeader.getUint32(0, true) * 40);

@@ -24,6 +24,13 @@ export const SOURCE_EDITS: readonly SourceEdit[] = [
     ret = read(fd, (bx_ptr_t) BX_MEM_THIS get_vector(offset), size < room ? size : room);`,
   },
   {
+    file: 'cpu/vmx.cc',
+    why: 'with external-interrupt exiting the IF of an entered guest blocks no interrupt (SDM 26.2)',
+    find: 'BX_CPU_THIS_PTR in_vmx_guest = true;',
+    replace: `BX_CPU_THIS_PTR in_vmx_guest = true;
+  handleInterruptMaskChange();`,
+  },
+  {
     file: 'cpu/event.cc',
     why: 'nothing can wake a halted single CPU before the next timer event: go there in one step',
     find: 'BX_TICKN(10); // when in HLT run time faster for single CPU',

@@ -80,3 +80,17 @@ test('a VM with an active L2 is cloned: the clone’s L2 ends, the source’s go
     exitOf(await l2.continue(), 'vmcall');
     progressOf(l2, { executed: 4, checksum: foldChecksum([1, 2]) });
   }));
+
+test('a guest that spins with interrupts off is kicked', async () => {
+  using kvm = Kvm.open();
+  using vm = kvm.createVm();
+  vm.memory.add({ gpa: 0x1000, size: 0x1000 });
+  vm.memory.write(0x1000, Uint8Array.from([0xeb, 0xfe]));
+  const vcpu = vm.createVcpu(0);
+  vcpu.setSregs({ cs: { base: 0n, selector: 0 } });
+  vcpu.setRegs({ rip: 0x1000n, rflags: 2n });
+  const run = vcpu.run();
+  setTimeout(() => vcpu.kick(), 5);
+  assert.deepEqual(await run, { type: 'interrupted' });
+  assert.equal(vcpu.getRegs().rip, 0x1000n);
+});
