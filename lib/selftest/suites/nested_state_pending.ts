@@ -277,10 +277,10 @@ const monitorTrap = selftest({
   },
 });
 
-/** The deadline is a time of L1's TSC; KVM 6.1 to 7.3 take one that has passed for one far away. */
+/** The deadline is a time of L1's TSC; KVM 6.1 was seen to take one that has passed for one far away. */
 const deadlinePassed = selftest({
   id: 'nested-state/pending/preemption-timer-passed',
-  title: 'the VMX-preemption timer ran out while the state was away: KVM to 7.3 forgets it, and L2 sleeps on',
+  title: 'the VMX-preemption timer ran out while the state was away: KVM 6.1 forgets it, and L2 sleeps on',
   requires: [...requires, vmxControl('pin.activate-vmx-preemption-timer')],
   expectations: {
     any: {

@@ -98,8 +98,8 @@ const rules = selftest({
 });
 
 /**
- * KVM 6.1 dereferences NULL at the RSM: leaving VMX operation frees the vmcs12 and keeps the note that SMM interrupted
- * L2. 7.3 reads the same.
+ * KVM 6.1 and 7.3 dereference NULL at the RSM: leaving VMX operation frees the vmcs12 and keeps the note that SMM
+ * interrupted L2.
  */
 const outside = selftest({
   id: 'nested-state/crash/smm-outside-vmx',
