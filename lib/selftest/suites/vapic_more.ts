@@ -191,13 +191,13 @@ const SCENARIOS: readonly ScenarioCase[] = [
   },
 ];
 
-/** The second half of vapic/apicv-inhibit: an interrupt for L1 comes while inhibited, and is taken when it is not. */
+/** The second half of vapic/apicv-inhibit: free again with L2 active, then an interrupt for L1 comes. */
 async function freeAgain(bench: Bench): Promise<Observations> {
   const { l2, cpu } = bench;
-  bench.interrupt(LOW);
   const stops = [stopText(await l2.enter())];
   const before = cpu.interruptCount(LOW);
   cpu.vcpu.setGuestDebug({});
+  bench.interrupt(LOW);
   stops.push(stopText(await l2.continue()));
   // L1 with interrupts on for a moment
   await cpu.executeAll(new Batch().spin(bench.page('zero'), 8, 0));
