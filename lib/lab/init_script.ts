@@ -57,7 +57,8 @@ mount -t debugfs debug /sys/kernel/debug 2>/dev/null
 mount -t tracefs trace /sys/kernel/tracing 2>/dev/null
 ulimit -c 0
 say() { printf '\\n${job.mark} %s\\n' "$*" >${job.terminal ? '/dev/console' : '/dev/ttyS1'}; }
-finish() { say "$@"; exec poweroff -f; }
+# A process that was left behind holds the line open: only this waits for its last byte.
+finish() { say "$@"; stty -F /dev/ttyS1 -echo; exec poweroff -f; }
 send() {
   [ -f "$2" ] || { say no-file "$1"; return; }
   say file "$1"

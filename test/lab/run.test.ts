@@ -20,7 +20,7 @@ describe.skipIf(!lab.possible)('programs run in the lab machine', { timeout: 600
     const program = ['/usr/bin/xz', '/bin/xz'].find((path) => existsSync(path)) ?? '';
     const lines: string[] = [];
     const script =
-      'nproc; /usr/bin/xz -c /job/in | /usr/bin/xz -dc >/tmp/out; echo lost >&2; ls /tmp; exit 9';
+      'sleep 1000 & nproc; /usr/bin/xz -c /job/in | /usr/bin/xz -dc >/tmp/out; echo lost >&2; ls /tmp; exit 9';
     const result = await runCommandInLab(['sh', '-c', script], {
       cpus: 2,
       memoryMiB: 768,
