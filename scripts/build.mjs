@@ -3,12 +3,13 @@
 // sources changed. As a program: node scripts/build.mjs [--prebuild [FOLDER]]
 import { createHash } from 'node:crypto';
 import {
-  copyFileSync,
+  cpSync,
   existsSync,
   mkdirSync,
   readdirSync,
   readFileSync,
   rmSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -56,18 +57,38 @@ export function build(say) {
   }
 }
 
-/** The stripped addon and the guest images, as they go into the package; into prebuilds/ unless told otherwise. */
+/**
+ * The stripped addon and the guest images, as they go into the package; into prebuilds/ unless told otherwise. Made
+ * beside the build, which prebuildify would move away.
+ */
 export function prebuild(say, folder = join(ROOT, 'prebuilds')) {
   build(say);
   say('making prebuilds');
-  const target = join(folder, 'linux-x64');
+  const work = join(ROOT, 'out/prebuild');
+  rmSync(work, { recursive: true, force: true });
   rmSync(folder, { recursive: true, force: true });
-  mkdirSync(target, { recursive: true });
-  const addon = join(ROOT, 'build/Release/nvmx.node');
-  run('strip', ['--strip-all', '-o', join(target, 'node.napi.node'), addon], 'strip');
-  for (const image of ['l1.elf', 'l2.elf']) {
-    copyFileSync(join(ROOT, 'out/cmake/guests', image), join(target, image));
+  mkdirSync(work, { recursive: true });
+  for (const part of ['package.json', 'binding.gyp', 'native']) {
+    cpSync(join(ROOT, part), join(work, part), { recursive: true });
   }
+  symlinkSync(join(ROOT, 'node_modules'), join(work, 'node_modules'));
+  run(
+    bin('prebuildify'),
+    [
+      '--napi',
+      '--strip',
+      '--name',
+      'node.napi',
+      '--artifacts',
+      join(ROOT, 'out/cmake/guests'),
+      '--out',
+      dirname(folder),
+    ],
+    'prebuildify',
+    { ...nodeHeaders(), JOBS: 'max' },
+    work,
+  );
+  rmSync(work, { recursive: true });
 }
 
 function digest(paths) {

@@ -7,11 +7,11 @@ import { fileURLToPath } from 'node:url';
 export const ROOT = fileURLToPath(new URL('..', import.meta.url)).replace(/\/$/, '');
 
 /**
- * Runs a program in the project folder, quietly; what it printed is shown only when it fails.
+ * Runs a program, in the project folder unless told otherwise, quietly; what it printed is shown only when it fails.
  */
-export function run(command, args, what, env = {}) {
+export function run(command, args, what, env = {}, cwd = ROOT) {
   const done = spawnSync(command, args, {
-    cwd: ROOT,
+    cwd,
     env: { ...process.env, ...env },
     encoding: 'utf8',
     maxBuffer: 64 * 1024 * 1024,
