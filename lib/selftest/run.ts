@@ -118,21 +118,26 @@ async function inLab(
   const stop = new AbortController();
   const signal = request.signal ? AbortSignal.any([request.signal, stop.signal]) : stop.signal;
   const shares = Array.from({ length: jobs }, (_, job) => tests.filter((_, index) => index % jobs === job));
-  try {
-    const runs = await Promise.all(
-      shares.map((share) => runInLabMachine(share, { ...options, signal }, once)),
-    );
-    const order = new Map(tests.map((test, index) => [test.id, index]));
-    const place = ({ id, parent }: TestResult): number => order.get(parent ?? id) ?? 0;
-    const results = runs
-      .flatMap((run) => run.results)
-      .sort((a, b) => (a.iteration ?? 1) - (b.iteration ?? 1) || place(a) - place(b));
-    return { machine: runs[0]!.machine, results };
-  } catch (error) {
-    // The other machines must not outlive the one that failed.
-    stop.abort(error);
-    throw error;
-  }
+  // All must have put away what they used, also those that end because another one failed.
+  const ended = await Promise.allSettled(
+    shares.map(async (share) => {
+      try {
+        return await runInLabMachine(share, { ...options, signal }, once);
+      } catch (error) {
+        stop.abort(error);
+        throw error;
+      }
+    }),
+  );
+  // The first failure is the reason of the signal that ended the others.
+  if (stop.signal.aborted) throw stop.signal.reason;
+  const runs = ended.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []));
+  const order = new Map(tests.map((test, index) => [test.id, index]));
+  const place = ({ id, parent }: TestResult): number => order.get(parent ?? id) ?? 0;
+  const results = runs
+    .flatMap((run) => run.results)
+    .sort((a, b) => (a.iteration ?? 1) - (b.iteration ?? 1) || place(a) - place(b));
+  return { machine: runs[0]!.machine, results };
 }
 
 /** A second machine costs a boot and half a gigabyte: from so many tests on it is worth that. */
