@@ -63,7 +63,7 @@ options of test
   --set SUITE.NAME=VALUES   other parameters than the default ones: --set l2-switch.c=1..24
   --repeat N                run everything N times, racing tests with another seed each time
   --duration S              run everything again until S seconds have passed
-  --jobs N                  share the tests among N lab machines at once (default: 2 from 80 tests on, else 1)
+  --jobs N                  share the tests among N lab machines at once (default: 2 from 40 tests on, else 1)
   --shard I/N               only the I-th of N parts of the tests; nvmx merge joins the reports
   --matrix PARAMETER=A,B    run everything for each combination of module parameters (may be given again):
                             --matrix kvm_intel.ept=0,1; boots, or on the host reloads the modules

@@ -35,7 +35,7 @@ export interface RunRequest extends RunOptions {
   readonly variants?: readonly Variant[];
 }
 
-const MANY_TESTS = 80;
+const MANY_TESTS = 40;
 
 type Ran = { machine: MachineInfo; results: TestResult[] };
 type Emit = (event: RunEvent) => void;

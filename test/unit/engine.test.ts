@@ -162,6 +162,24 @@ describe('settings', () => {
     ]);
   });
 
+  test('a suite knows which values the user chose', () => {
+    const told: string[][] = [];
+    const curious: Suite = {
+      name: 'curious',
+      parameters: {
+        c: { title: '', min: 1, max: 9, default: [1] },
+        s: { title: '', min: 1, max: 9, default: [1] },
+      },
+      tests: (_, chosen) => {
+        told.push([...chosen]);
+        return [];
+      },
+    };
+    testsOf([curious]);
+    testsOf([curious], parseSetting([curious], 'curious.s=1'));
+    expect(told).toEqual([[], ['s']]);
+  });
+
   test.each([
     ['turns.c', 'is not SUITE.PARAMETER=VALUES'],
     ['moon.c=1', 'there is no suite "moon"'],

@@ -96,8 +96,12 @@ export type ParameterValues = Readonly<Record<string, readonly number[]>>;
 export interface Suite {
   readonly name: string;
   readonly parameters: Readonly<Record<string, Parameter>>;
-  /** The tests for these values: every parameter has at least one. */
-  tests(values: ParameterValues): readonly Selftest[];
+  /**
+   * The tests for these values: every parameter has at least one.
+   *
+   * @param chosen the parameters whose values are the user's, not the default
+   */
+  tests(values: ParameterValues, chosen: ReadonlySet<string>): readonly Selftest[];
 }
 
 export interface TestResult {

@@ -54,6 +54,7 @@ export function testsOf(suites: readonly Suite[], settings: Settings = {}): Self
         settings[`${suite.name}.${name}`] ?? parameter.default,
       ]),
     );
-    return suite.tests(values);
+    const chosen = Object.keys(values).filter((name) => settings[`${suite.name}.${name}`] !== undefined);
+    return suite.tests(values, new Set(chosen));
   });
 }

@@ -17,6 +17,8 @@ const SECONDARY_ENABLE_VPID = 1n << 5n;
 
 interface Mode {
   readonly name: SwitchMode;
+  /** Of all of upstream's sizes, unless the user names others. */
+  readonly whole?: true;
   readonly title: string;
   /** For several vCPUs of L1, or for one. */
   readonly many: boolean;
@@ -26,9 +28,14 @@ interface Mode {
   readonly entries: 1 | 2;
 }
 
+const UPSTREAM_SIZES = Array.from({ length: 15 }, (_, i) => i + 2);
+/** Both sides of the context table's size, and upstream's ends. */
+const FEW_SIZES = [2, 8, 9, 16];
+
 const MODES: readonly Mode[] = [
   {
     name: 'sched',
+    whole: true,
     title: 'on one L1 vCPU, VMRESUME after the first turn',
     many: false,
     clear: false,
@@ -36,6 +43,7 @@ const MODES: readonly Mode[] = [
   },
   {
     name: 'migrate',
+    whole: true,
     title: 'on one L1 vCPU, VMCLEAR after every turn',
     many: false,
     clear: true,
@@ -217,16 +225,17 @@ function define(mode: Mode, size: Size): Selftest {
 export const l2Switch: Suite = {
   name: 'l2-switch',
   parameters: {
-    c: { title: 'VMCSs that take turns', min: 1, max: 24, default: [2, 8, 9, 16] },
+    c: { title: 'VMCSs that take turns', min: 1, max: 24, default: UPSTREAM_SIZES },
     s: { title: 'rounds', min: 1, max: 64, default: [DEFAULT_ROUNDS] },
     v: { title: 'vCPUs of L1', min: 1, max: 4, default: [1, DEFAULT_VCPUS] },
   },
-  tests: ({ c = [], s = [], v = [] }) => {
+  tests: ({ c = [], s = [], v = [] }, chosen) => {
+    const sizes = (mode: Mode): readonly number[] => (mode.whole || chosen.has('c') ? c : FEW_SIZES);
     const switches = MODES.flatMap((mode) =>
       v
         .filter((vcpus) => mode.many === vcpus > 1)
         .flatMap((vcpus) =>
-          c.flatMap((size) => s.map((rounds) => define(mode, { c: size, s: rounds, v: vcpus }))),
+          sizes(mode).flatMap((size) => s.map((rounds) => define(mode, { c: size, s: rounds, v: vcpus }))),
         ),
     );
     return [...switches, ...contexts()];
