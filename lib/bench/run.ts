@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
-import { LabError, type LabOptions, runInLab } from '../lab/index.ts';
+import { consoleExcerpt, LabError, type LabOptions, runInLab } from '../lab/index.ts';
 import { probeHost, seriesForLab } from '../probe/index.ts';
 import {
   BENCH_SCHEMA,
@@ -188,10 +188,9 @@ async function inLab(job: BenchJob, request: BenchRequest, collected: Collected)
   });
   request.signal?.throwIfAborted();
   if (collected.ended) return;
-  const console = result.console.replace(/\r/g, '').trimEnd().split('\n').slice(-20).join('\n');
   throw new LabError(
     `the lab machine ended while ${collected.last} was measured: ${result.outcome}`,
-    `${result.reason ?? 'its console says'}:\n${console}`,
+    `${result.reason ?? 'its console says'}:\n${consoleExcerpt(result.console)}`,
     `the whole console is in ${result.consoleFile}`,
   );
 }

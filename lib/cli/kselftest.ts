@@ -7,49 +7,19 @@ import {
   type ProgramSet,
   programTests,
 } from '../selftest/index.ts';
-import {
-  LAB_OPTIONS,
-  labGiven,
-  labMachine,
-  labOnly,
-  machineChoice,
-  oneOf,
-  parse,
-  STATUS,
-  UsageError,
-  wholeNumber,
-} from './options.ts';
-import { REPORTER_NAMES, runAndReport } from './report.ts';
+import { labMachine, parse, UsageError } from './options.ts';
+import { list, RUN_OPTIONS, runAndReport, runChoices } from './report.ts';
 
 /** nvmx kselftest FOLDER [PATTERN...] [options]: the kernel's own selftest programs, with our reports. */
 export async function kselftestCommand(args: string[], signal: AbortSignal): Promise<number> {
-  const { values, positionals } = parse(args, {
-    machine: { type: 'string' },
-    ...LAB_OPTIONS,
-    reporter: { type: 'string', default: 'spec' },
-    output: { type: 'string' },
-    evidence: { type: 'string' },
-    list: { type: 'boolean', default: false },
-    timeout: { type: 'string' },
-    jobs: { type: 'string' },
-    'fail-fast': { type: 'boolean', default: false },
-    console: { type: 'boolean', default: false },
-  });
-  const machine = machineChoice(values.machine);
-  const reporter = oneOf('reporter', values.reporter, REPORTER_NAMES);
-  const timeout =
-    values.timeout === undefined ? undefined : wholeNumber('timeout', values.timeout, 1, 86_400);
-  const jobs = values.jobs === undefined ? undefined : wholeNumber('jobs', values.jobs, 1, 64);
-  labOnly(machine, { ...labGiven(values), jobs: values.jobs });
+  const { values, positionals } = parse(args, RUN_OPTIONS);
+  const { machine, reporter, limits } = runChoices(values);
   const [path, ...patterns] = positionals;
   if (path === undefined) throw new UsageError('nvmx kselftest takes the folder of the built selftests');
 
   const programs = choose(find(path), patterns);
   const tests = programTests(programs);
-  if (values.list) {
-    for (const test of tests) process.stdout.write(`${test.id}\t${test.title}\n`);
-    return STATUS.ok;
-  }
+  if (values.list) return list(tests);
   return await runAndReport(
     tests,
     {
@@ -61,8 +31,7 @@ export async function kselftestCommand(args: string[], signal: AbortSignal): Pro
       disposable: true,
       failFast: values['fail-fast'],
       signal,
-      ...(timeout === undefined ? {} : { timeoutMs: timeout * 1000 }),
-      ...(jobs === undefined ? {} : { jobs }),
+      ...limits,
       lab: labMachine(values),
     },
     {

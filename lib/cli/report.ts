@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { closeSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
+import type { ParseArgsConfig } from 'node:util';
 import {
   githubReporter,
   jsonReporter,
@@ -11,13 +12,27 @@ import {
   type Write,
 } from '../report/index.ts';
 import {
+  type MachineChoice,
   type RunReport,
   type RunRequest,
   runSelftests,
   type Selftest,
   type TestResult,
 } from '../selftest/index.ts';
-import { progress, STATUS, UsageError } from './options.ts';
+import {
+  LAB_OPTIONS,
+  type LabValues,
+  labGiven,
+  labOnly,
+  machineChoice,
+  oneOf,
+  progress,
+  STATUS,
+  UsageError,
+  wholeNumber,
+} from './options.ts';
+
+export const DAY_S = 86_400;
 
 export const REPORTERS = {
   spec: specReporter,
@@ -27,6 +42,46 @@ export const REPORTERS = {
   github: githubReporter,
 } as const;
 export const REPORTER_NAMES = Object.keys(REPORTERS) as (keyof typeof REPORTERS)[];
+
+/** Options of every command that runs tests. */
+export const RUN_OPTIONS = {
+  machine: { type: 'string' },
+  ...LAB_OPTIONS,
+  reporter: { type: 'string', default: 'spec' },
+  output: { type: 'string' },
+  evidence: { type: 'string' },
+  list: { type: 'boolean', default: false },
+  timeout: { type: 'string' },
+  jobs: { type: 'string' },
+  'fail-fast': { type: 'boolean', default: false },
+  console: { type: 'boolean', default: false },
+} as const satisfies ParseArgsConfig['options'];
+
+type RunValues = LabValues & { readonly [K in 'machine' | 'timeout' | 'jobs']?: string | undefined } & {
+  readonly reporter: string;
+};
+
+/** What these options say, checked. @throws UsageError */
+export function runChoices(values: RunValues): {
+  machine: MachineChoice;
+  reporter: keyof typeof REPORTERS;
+  limits: { timeoutMs?: number; jobs?: number };
+} {
+  const machine = machineChoice(values.machine);
+  const reporter = oneOf('reporter', values.reporter, REPORTER_NAMES);
+  const { timeout, jobs } = values;
+  const limits = {
+    ...(timeout === undefined ? {} : { timeoutMs: 1000 * wholeNumber('timeout', timeout, 1, DAY_S) }),
+    ...(jobs === undefined ? {} : { jobs: wholeNumber('jobs', jobs, 1, 64) }),
+  };
+  labOnly(machine, { ...labGiven(values), jobs });
+  return { machine, reporter, limits };
+}
+
+export function list(tests: readonly Selftest[]): number {
+  for (const test of tests) process.stdout.write(`${test.id}\t${test.title}\n`);
+  return STATUS.ok;
+}
 
 /** How a command that runs tests shows them. */
 export interface ReportOptions {

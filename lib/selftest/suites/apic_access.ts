@@ -4,7 +4,7 @@ import type { Selftest } from '../engine/model.ts';
 import { apicAccessMore } from './apic_access_more.ts';
 import { access, look, type Row, ZEROES } from './apic_accesses.ts';
 import { swapSpace, twoNodes } from './guest_page.ts';
-import { type PageRound, type PageTest, pageTest, type Stage } from './page_rounds.ts';
+import { type PageRound, type PageTest, pageTest, switchBit } from './page_rounds.ts';
 
 const CONTROL = 'secondary.virtualize-apic-accesses';
 /** The entry fails: userspace must provide the page first. */
@@ -18,11 +18,7 @@ const refused = (act: Row['act']): PageRound => ({
 const accesses = (...rows: readonly (Row | PageRound)[]): PageRound[] =>
   rows.map((row, index) => ('how' in row ? access(row, index) : row));
 
-const isOn = (on: boolean) => async (stage: Stage) => {
-  const field = 'SECONDARY_VM_EXEC_CONTROL';
-  const value = await stage.l2.vmread(field);
-  await stage.l2.vmwrite(field, on ? value | 1n : value & ~1n);
-};
+const isOn = switchBit('SECONDARY_VM_EXEC_CONTROL', 1n);
 
 const test = (
   name: string,

@@ -9,6 +9,7 @@ import {
   type L2Options,
   L2Program,
   type L2Stop,
+  type VmcsField,
   VmxError,
 } from '../../guest/index.ts';
 import type { Exit, Vm } from '../../kvm/index.ts';
@@ -66,6 +67,14 @@ export interface PageTest {
 }
 
 /** What userspace answers to a read of memory that is not there. */
+/** An act that sets or clears a bit of a VMCS field of the stage's L2. */
+export function switchBit(field: VmcsField, bit: bigint): (on: boolean) => (stage: Stage) => Promise<void> {
+  return (on) => async (stage) => {
+    const value = await stage.l2.vmread(field);
+    await stage.l2.vmwrite(field, on ? value | bit : value & ~bit);
+  };
+}
+
 export const MMIO_READ = 0x5a5a_5a5a;
 const LIMIT = 24;
 

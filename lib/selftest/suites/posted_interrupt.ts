@@ -2,7 +2,7 @@
 // Posted interrupts (SDM vol. 3, 30.6), and what becomes of them when the descriptor's page changes.
 import type { Observed, Selftest } from '../engine/model.ts';
 import { swapSpace, twoNodes } from './guest_page.ts';
-import { type PageRound, type PageTest, pageTest, type Stage } from './page_rounds.ts';
+import { type PageRound, type PageTest, pageTest, type Stage, switchBit } from './page_rounds.ts';
 import { NOTIFICATION, OPTIONS, POSTED_CONTROLS, post, VECTOR } from './posted.ts';
 import { postedInterruptMore } from './posted_interrupt_more.ts';
 
@@ -67,11 +67,7 @@ const swap = ({ page }: Stage) => page.swap();
 const remove = ({ page }: Stage) => page.delete();
 const add = ({ page }: Stage) => page.add();
 
-const isOn = (on: boolean) => async (stage: Stage) => {
-  const field = 'PIN_BASED_VM_EXEC_CONTROL';
-  const value = await stage.l2.vmread(field);
-  await stage.l2.vmwrite(field, on ? value | 0x80n : value & ~0x80n);
-};
+const isOn = switchBit('PIN_BASED_VM_EXEC_CONTROL', 0x80n);
 
 const test = (
   name: string,

@@ -3,7 +3,7 @@
 import type { ControlName } from '../../guest/index.ts';
 import type { Observed, Selftest } from '../engine/model.ts';
 import { PAGE_GPA, swapSpace, twoNodes } from './guest_page.ts';
-import { type PageRound, type PageTest, pageTest, type Stage } from './page_rounds.ts';
+import { type PageRound, type PageTest, pageTest, type Stage, switchBit } from './page_rounds.ts';
 import { vapicMore } from './vapic_more.ts';
 
 const SHADOW = 'primary.use-tpr-shadow';
@@ -58,11 +58,7 @@ const test = (
   ...more,
 });
 
-const primary = (control: bigint, on: boolean) => async (stage: Stage) => {
-  const field = 'CPU_BASED_VM_EXEC_CONTROL';
-  const value = await stage.l2.vmread(field);
-  await stage.l2.vmwrite(field, on ? value | control : value & ~control);
-};
+const primary = (control: bigint, on: boolean) => switchBit('CPU_BASED_VM_EXEC_CONTROL', control)(on);
 const TPR_SHADOW = 1n << 21n;
 const CR8_EXITING = 3n << 19n;
 const EXITING: readonly ControlName[] = ['primary.cr8-load-exiting', 'primary.cr8-store-exiting'];
