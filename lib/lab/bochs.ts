@@ -57,6 +57,7 @@ export function machineDescription(parts: MachineParts, engine: Engine): string 
     `cpu: model=${parts.cpuModel}, count=${parts.cpus}, ips=200000000, reset_on_triple_fault=0, ignore_bad_msrs=1`,
     // Time is a function of executed instructions, and an idle CPU skips ahead: runs repeat exactly.
     `clock: sync=none, time0=${parts.startTime}`,
+    'vga: realtime=0',
     'pci: enabled=1, chipset=i440fx',
     `display_library: ${engine.needsTerminal ? 'term' : 'nogui'}`,
     `com1: enabled=1, mode=file, dev=${CONSOLE_FILE}`,

@@ -11,6 +11,12 @@ export interface SourceEdit {
 
 export const SOURCE_EDITS: readonly SourceEdit[] = [
   {
+    file: 'cpu/init.cc',
+    why: 'RDRAND must not depend on the second in which the emulator started: runs repeat exactly',
+    find: 'srand(time(NULL));',
+    replace: 'srand(1);',
+  },
+  {
     file: 'cpu/vmx.cc',
     why: 'a posted-interrupt descriptor is 64-byte aligned (SDM 27.2.1.1), not page aligned; KVM puts it anywhere',
     find: 'if (! IsValidPageAlignedPhyAddr(vm->pid_addr)) {',
