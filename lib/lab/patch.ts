@@ -48,7 +48,7 @@ export function applyPatches(
       const old = file.from === undefined ? undefined : current(file.from);
       if (file.from !== undefined && !old)
         throw fails(patch, `${file.from} is not in this tree`, file.hunks[0]);
-      if (file.from === undefined && file.to !== undefined && current(file.to)) {
+      if (file.from === undefined && file.to !== undefined && current(file.to)?.text) {
         throw fails(patch, `${file.to} is already in this tree`, file.hunks[0]);
       }
       const text = applyHunks(patch, file, old?.text ?? '');
@@ -154,6 +154,11 @@ export function parseDiff(patch: Patch): FileDiff[] {
       if (!read) throw unusable(`${to ?? from}: the hunk ${peek()} is cut off`);
       hunks.push(read.hunk);
       index = read.next;
+    }
+    // "diff -N" names a file that is on one side only on both.
+    if (!isGit && hunks.length === 1) {
+      if (hunks[0]!.before.length === 0) from = undefined;
+      if (hunks[0]!.after.length === 0) to = undefined;
     }
     for (const path of [from, to]) {
       if (path !== undefined && (path.startsWith('/') || path.split('/').includes('..')))

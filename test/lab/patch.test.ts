@@ -140,6 +140,31 @@ index 0000000..e69de29
     });
   });
 
+  test('a plain diff -N makes and removes files without /dev/null', () => {
+    const time = '1970-01-01 00:00:00.000000000 +0000';
+    const text = `diff -ruN a/new.c b/new.c
+--- a/new.c\t${time}
++++ b/new.c\t2026-01-02 10:00:00.000000000 +0000
+@@ -0,0 +1 @@
++int new;
+diff -ruN a/gone.c b/gone.c
+--- a/gone.c\t2026-01-02 10:00:00.000000000 +0000
++++ b/gone.c\t${time}
+@@ -1 +0,0 @@
+-int gone;
+--- a/empty\t2026-01-02 10:00:00.000000000 +0000
++++ b/empty\t2026-01-02 10:00:00.000000000 +0000
+@@ -0,0 +1 @@
++filled
+`;
+    const changed = applyPatches([patch(text)], tree({ 'gone.c': 'int gone;\n', empty: '' }));
+    expect(Object.fromEntries(changed)).toEqual({
+      'new.c': { text: 'int new;\n', executable: false },
+      'gone.c': undefined,
+      empty: { text: 'filled\n', executable: false },
+    });
+  });
+
   test('the hunk that does not fit is shown with what the tree has there', () => {
     const error = (() => {
       try {
