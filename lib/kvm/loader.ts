@@ -95,7 +95,9 @@ export interface Native {
   vcpuGetNestedState(vcpu: VcpuHandle, out: Uint8Array): number;
   vcpuSetNestedState(vcpu: VcpuHandle, bytes: Uint8Array): void;
   vcpuEnableEvmcs(vcpu: VcpuHandle): number;
-  vcpuRun(vcpu: VcpuHandle): void;
+  /** KVM_RUN's errno when the run is over already, for vcpuFinish(); else undefined, and the callback has it later. */
+  vcpuRun(vcpu: VcpuHandle): number | undefined;
+  vcpuFinish(vcpu: VcpuHandle): void;
   vcpuRunWithin(vcpu: VcpuHandle, timeoutMs: number): number;
   vcpuSettle(vcpu: VcpuHandle): number;
   vcpuSetFilter(vcpu: VcpuHandle, rules: BigUint64Array): void;

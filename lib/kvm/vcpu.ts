@@ -29,6 +29,19 @@ export interface VcpuOwner {
 /** Keeps a vCPU from being collected while somebody awaits its run. */
 const running = new Set<Vcpu>();
 
+/**
+ * Answers in a row without a turn of the event loop. Timers and signals would starve while somebody awaits run after
+ * run that is over at once.
+ */
+const ANSWERS_A_TURN = 32;
+let answers = 0;
+
+function soon(answer: () => void): void {
+  answers = (answers + 1) % ANSWERS_A_TURN;
+  if (answers === 0) setImmediate(answer);
+  else queueMicrotask(answer);
+}
+
 interface PendingRun {
   resolve(exit: Exit): void;
   reject(reason: unknown): void;
@@ -308,14 +321,23 @@ export class Vcpu extends VcpuState implements Disposable {
         throw new TypeError('signal must be an AbortSignal');
       }
       signal?.throwIfAborted();
-      native().vcpuRun(this.#handle);
+      const errno = native().vcpuRun(this.#handle);
       signal?.addEventListener('abort', this.#onAbort);
-      this.#pending = { resolve, reject, signal };
+      const pending = { resolve, reject, signal };
+      this.#pending = pending;
       running.add(this);
+      if (errno !== undefined) soon(() => this.#answer(pending, errno));
     });
   }
 
   readonly #onAbort = () => this.kick();
+
+  /** The answer to a run that was over before {@link run} returned. */
+  #answer(pending: PendingRun, errno: number): void {
+    if (this.#pending !== pending) return;
+    native().vcpuFinish(this.#handle);
+    this.#finish(errno);
+  }
 
   #finish(errno: number): void {
     const pending = this.#take();

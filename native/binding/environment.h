@@ -63,6 +63,9 @@ class Environment {
     void forget_listener(std::uint64_t id) { listeners_.erase(id); }
     Listener *listener(std::uint64_t id) const;
 
+    /// Whether nobody waits: then a run may be waited for on this thread.
+    bool is_quiet() const { return waiting_ == 0; }
+
     /// The channel keeps the event loop alive exactly while somebody waits.
     void wait_began(Napi::Env env);
     void wait_ended(Napi::Env env);

@@ -17,11 +17,20 @@ VcpuHandle::~VcpuHandle() {
     close();
 }
 
-void VcpuHandle::start_run() {
+std::optional<int> VcpuHandle::start_run() {
     if (!environment())
         throw kvm::ClosedError("Vcpu");
-    thread_->submit_run([sink = environment()->sink(), id = id()](int error) { sink->post(id, error); });
+    kvm::VcpuThread::Completion post = [sink = environment()->sink(), id = id()](int error) {
+        sink->post(id, error);
+    };
+    if (environment()->is_quiet()) {
+        if (const auto error = thread_->try_run(std::move(post)))
+            return error;
+    } else {
+        thread_->submit_run(std::move(post));
+    }
     begin();
+    return {};
 }
 
 void VcpuHandle::close() {
@@ -49,8 +58,15 @@ Napi::Value enable_evmcs(const Napi::CallbackInfo &info) {
     return Napi::Number::New(info.Env(), kvm::enable_evmcs(vcpu(info).thread().idle_vcpu()));
 }
 
+/// KVM_RUN's errno, for finish(); or undefined: the callback will have it.
 Napi::Value run(const Napi::CallbackInfo &info) {
-    vcpu(info).start_run();
+    if (const auto error = vcpu(info).start_run())
+        return Napi::Number::New(info.Env(), *error);
+    return info.Env().Undefined();
+}
+
+Napi::Value finish(const Napi::CallbackInfo &info) {
+    vcpu(info).thread().finish_run();
     return info.Env().Undefined();
 }
 
@@ -144,6 +160,7 @@ void define_vcpu(Napi::Env env, Napi::Object exports) {
     define<set_nested_state>(env, exports, "vcpuSetNestedState");
     define<enable_evmcs>(env, exports, "vcpuEnableEvmcs");
     define<run>(env, exports, "vcpuRun");
+    define<finish>(env, exports, "vcpuFinish");
     define<run_within>(env, exports, "vcpuRunWithin");
     define<settle>(env, exports, "vcpuSettle");
     define<set_filter>(env, exports, "vcpuSetFilter");

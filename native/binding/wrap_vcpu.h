@@ -4,6 +4,8 @@
 #include "handle.h"
 #include "listener.h"
 
+#include <optional>
+
 namespace nvmx::binding {
 
 /// A vCPU and the JS callback that hears of finished runs.
@@ -13,7 +15,8 @@ class VcpuHandle : public Listener {
     ~VcpuHandle() override;
 
     kvm::VcpuThread &thread() const { return *thread_; }
-    void start_run();
+    /// KVM_RUN's errno when the run is over already; else the callback hears of it.
+    std::optional<int> start_run();
     void close();
 
   private:

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <csignal>
@@ -21,46 +22,89 @@ struct VcpuThread::State {
     std::mutex mutex;
     std::condition_variable changed;
     bool created = false;
-    bool stopping = false;
     bool finished = false;
-    Completion pending;
-    std::shared_ptr<ExitFilter> filter;
     std::exception_ptr failure;
     std::unique_ptr<Vcpu> vcpu;
 
+    // The owner's until it sets `submitted`, then the thread's until it has answered.
+    Completion pending;
+    std::shared_ptr<ExitFilter> filter;
+    std::atomic<bool> submitted{false};
+    /// KVM_RUN's errno, or what the owner wants done with it.
+    std::atomic<int> answer{static_cast<int>(Asked::ForCall)};
+
+    std::atomic<bool> stopping{false};
+    /// The thread must be notified of a submission. Both sides store theirs before they load the other's.
+    std::atomic<bool> asleep{false};
+    /// When somebody submitted to a sleeping thread.
+    std::atomic<std::chrono::steady_clock::time_point> woken_at{};
+    const int cpus = allowed_cpus();
+
     void serve(const Fd &vm, std::uint32_t id, std::size_t run_size);
+    void answer_run();
+    void wait();
+
+  private:
+    bool has_work() const { return submitted || stopping; }
+    /// The last submission came soon enough for spinning to meet it.
+    bool is_prompt_ = false;
+    SpinHistory history_;
 };
 
 void VcpuThread::State::serve(const Fd &vm, std::uint32_t id, std::size_t run_size) {
     ::pthread_setname_np(::pthread_self(), ("nvmx-vcpu" + std::to_string(id)).substr(0, 15).c_str());
-    std::unique_lock lock(mutex);
-    try {
-        vcpu = std::make_unique<Vcpu>(vm, id, run_size);
-    } catch (...) {
-        failure = std::current_exception();
-        stopping = true;
+    {
+        const std::lock_guard lock(mutex);
+        try {
+            vcpu = std::make_unique<Vcpu>(vm, id, run_size);
+        } catch (...) {
+            failure = std::current_exception();
+            stopping = true;
+        }
+        created = true;
+        changed.notify_all();
     }
-    created = true;
-    changed.notify_all();
     for (;;) {
         // A run that was submitted is always answered, even when stop() came before it started: stop() has
         // kicked, so it ends at once.
-        if (pending) {
-            const Completion done = std::exchange(pending, nullptr);
-            const std::shared_ptr<ExitFilter> absorbing = filter;
-            lock.unlock();
-            done(vcpu->run(absorbing.get()));
-            lock.lock();
-        } else if (stopping) {
+        if (submitted)
+            answer_run();
+        else if (stopping)
             break;
-        } else {
-            changed.wait(lock);
-        }
+        else
+            wait();
     }
+    const std::lock_guard lock(mutex);
     if (vcpu)
         vcpu->close();
     finished = true;
     changed.notify_all();
+}
+
+void VcpuThread::State::answer_run() {
+    const Completion done = std::exchange(pending, nullptr);
+    const std::shared_ptr<ExitFilter> absorbing = filter;
+    submitted = false;
+    const int error = vcpu->run(absorbing.get());
+    if (answer.exchange(error) == static_cast<int>(Asked::ForCall))
+        done(error);
+}
+
+void VcpuThread::State::wait() {
+    if (is_prompt_ && history_.says_yes()) {
+        if (const SpinningCpu cpu(cpus); cpu) {
+            is_prompt_ = spin_until([this] { return has_work(); });
+            history_.learn(is_prompt_);
+            if (is_prompt_)
+                return;
+        }
+    }
+    const auto began = std::chrono::steady_clock::now();
+    std::unique_lock lock(mutex);
+    asleep = true;
+    changed.wait(lock, [this] { return has_work(); });
+    asleep = false;
+    is_prompt_ = submitted && woken_at.load() - began < kSpinLimit;
 }
 
 VcpuThread::VcpuThread(std::shared_ptr<Fd> vm, std::uint32_t id, std::size_t run_size)
@@ -108,13 +152,40 @@ Vcpu &VcpuThread::idle_vcpu() {
     return *state_->vcpu;
 }
 
-void VcpuThread::submit_run(Completion done) {
+void VcpuThread::submit(Completion done, Asked asked) {
     idle_vcpu().clear_kick();
     busy_ = true;
-    const std::lock_guard lock(state_->mutex);
     state_->pending = std::move(done);
     state_->filter = filter_;
+    state_->answer = static_cast<int>(asked);
+    state_->submitted = true;
+    if (!state_->asleep)
+        return;
+    state_->woken_at = std::chrono::steady_clock::now();
+    const std::lock_guard lock(state_->mutex);
     state_->changed.notify_all();
+}
+
+void VcpuThread::submit_run(Completion done) {
+    submit(std::move(done), Asked::ForCall);
+}
+
+std::optional<int> VcpuThread::try_run(Completion done) {
+    // A thread that sleeps, or that has lost its CPU while it spun, needs longer than this one should stand still.
+    constexpr std::chrono::microseconds kPickUp{5};
+    if (state_->cpus < 2 || state_->asleep || !history_.says_yes()) {
+        submit_run(std::move(done));
+        return {};
+    }
+    submit(std::move(done), Asked::ForAnswer);
+    const auto &answer = state_->answer;
+    const bool is_here = spin_until([this] { return !state_->submitted; }, kPickUp) &&
+                         spin_until([&] { return answer.load() >= 0; });
+    history_.learn(is_here);
+    int asked = static_cast<int>(Asked::ForAnswer);
+    if (is_here || !state_->answer.compare_exchange_strong(asked, static_cast<int>(Asked::ForCall)))
+        return answer.load();
+    return {};
 }
 
 const Stats &VcpuThread::stats() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dirty_ring.h"
+#include "spin.h"
 #include "vcpu.h"
 
 #include <chrono>
@@ -36,6 +37,9 @@ class VcpuThread {
 
     /// Starts a KVM_RUN on the thread. The owner calls finish_run() when it has seen the completion.
     void submit_run(Completion done);
+    /// The same, but when the run is soon over its errno is the answer and `done` is not called. Waits at most
+    /// kSpinLimit, and only where that has been worth it.
+    std::optional<int> try_run(Completion done);
     void finish_run();
     /// KVM_RUN on the calling thread. Returns 0 or the errno.
     int run_here();
@@ -63,9 +67,13 @@ class VcpuThread {
 
   private:
     struct State;
+    enum class Asked : int { ForCall = -1, ForAnswer = -2 };
+
+    void submit(Completion done, Asked asked);
 
     std::shared_ptr<State> state_;
     std::thread thread_;
+    SpinHistory history_;
     bool open_ = true;
     bool busy_ = false;
     std::shared_ptr<Fd> vm_;

@@ -81,6 +81,48 @@ describe('kick', () => {
   });
 });
 
+describe('a run that is over at once', () => {
+  /** OUT 0x10, AL; JMP to it. */
+  const writing = [...outAl(0x10), 0xeb, 0xfc];
+
+  test('is busy until its exit is delivered', async ({ vm }) => {
+    const vcpu = load(vm, writing);
+    for (let i = 0; i < 300; i++) {
+      const run = vcpu.run();
+      expect(vcpu.state).toBe('running');
+      expect(() => vcpu.getRegs()).toThrow(VcpuBusyError);
+      expect(() => vcpu.runSync()).toThrow(VcpuBusyError);
+      vcpu.kick();
+      expect(['io', 'interrupted']).toContain((await run).type);
+      expect(vcpu.state).toBe('idle');
+    }
+  });
+
+  test('does not starve timers and signals, however many are awaited', async ({ vm }) => {
+    const vcpu = load(vm, writing);
+    let fired = false;
+    setTimeout(() => {
+      fired = true;
+    }, 20);
+    while (!fired) await vcpu.run();
+    const signal = AbortSignal.timeout(20);
+    const endless = async () => {
+      for await (const exit of vcpu.exits({ signal })) expect(exit.type).toBe('io');
+    };
+    await expect(endless()).rejects.toMatchObject({ name: 'TimeoutError' });
+  });
+
+  test('rejects when the vCPU is closed before the exit is delivered', async ({ vm }) => {
+    for (let i = 0; i < 20; i++) {
+      const vcpu = i === 0 ? load(vm, writing) : start(vm, i);
+      for (let warm = 0; warm < 20; warm++) await vcpu.run();
+      const run = vcpu.run();
+      vcpu.close();
+      await expect(run).rejects.toThrow(KvmClosedError);
+    }
+  });
+});
+
 describe('AbortSignal', () => {
   test('aborts a run with its reason and leaves no listener', async ({ vm }) => {
     const vcpu = load(vm, spin);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "harness.h"
 
+#include "kvm/uapi.h"
+
 #include <atomic>
 #include <cerrno>
 #include <future>
@@ -59,6 +61,42 @@ TEST("state is refused from submit to finish") {
     THROWN(kvm::BusyError, vcpu->submit_run([](int) {}));
     vcpu->finish_run();
     vcpu->idle_vcpu();
+}
+
+TEST("a run that is waited for is answered or called back, and never both") {
+    // INC AX; OUT 0x10, AL; JMP back.
+    Machine machine({0x40, 0xe6, 0x10, 0xeb, 0xfb});
+    const auto vcpu = machine.vcpu();
+    for (int i = 0; i < 2000; i++) {
+        auto calls = std::make_shared<std::atomic<int>>(0);
+        const auto answer = vcpu->try_run([calls](int error) { *calls += error == 0 ? 1 : 100; });
+        if (answer) {
+            EQUAL(*answer, 0);
+        } else {
+            while (*calls == 0)
+                std::this_thread::yield();
+        }
+        THROWN(kvm::BusyError, vcpu->idle_vcpu());
+        EQUAL(test::exit_reason(*vcpu), unsigned{KVM_EXIT_IO});
+        vcpu->finish_run();
+        EQUAL(calls->load(), answer ? 0 : 1);
+    }
+    kvm_regs regs{};
+    kvm::call(vcpu->idle_vcpu().fd(), kvm::ioctl_named(kvm::Scope::Vcpu, "KVM_GET_REGS"),
+              std::span<std::uint8_t>{reinterpret_cast<std::uint8_t *>(&regs), sizeof regs});
+    EQUAL(regs.rax, 2000ull);
+}
+
+TEST("waiting for a guest that never exits ends, and a kick still finds the run") {
+    Machine machine({0xeb, 0xfe});
+    const auto vcpu = machine.vcpu();
+    for (int i = 0; i < 100; i++) {
+        auto called = std::make_shared<std::promise<int>>();
+        EQUAL(vcpu->try_run([called](int error) { called->set_value(error); }).has_value(), false);
+        vcpu->kick();
+        EQUAL(called->get_future().get(), EINTR);
+        vcpu->finish_run();
+    }
 }
 
 TEST("stop() while the guest runs completes the run with EINTR") {
