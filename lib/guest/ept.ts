@@ -56,9 +56,10 @@ const MISCONFIGURATIONS: Readonly<Record<EptMisconfiguration, { clear: bigint; s
 export class Ept extends PagingTree {
   readonly accessedDirty: boolean;
 
-  constructor(memory: ArrayBuffer, allocate: () => number, options: EptOptions = {}) {
-    super(memory, allocate, EPTE, options);
-    this.accessedDirty = options.accessedDirty ?? false;
+  /** @internal Made by L1.createEpt, or like one of another L1. */
+  constructor(memory: ArrayBuffer, allocate: () => number, from: EptOptions | Ept = {}) {
+    super(memory, allocate, EPTE, from);
+    this.accessedDirty = from.accessedDirty ?? false;
   }
 
   /** For the VMCS: EPT_POINTER. */

@@ -44,7 +44,8 @@ export { type ExitReason, exitReasonCode, exitReasonName } from './exit_reasons.
 export type { IoBitmap } from './io_bitmap.ts';
 export { type BootOptions, L1 } from './l1.ts';
 export type { L1Vcpu, RunOptions, VcpuStop } from './l1_vcpu.ts';
-export type { EnterOptions, ExitAction, ExitPolicy, L2, L2Progress, L2Stop } from './l2.ts';
+export type { L2 } from './l2.ts';
+export type { EnterOptions, ExitAction, ExitPolicy, L2Progress, L2Stop } from './l2_enter.ts';
 export type { L2Options, L2Structures } from './l2_options.ts';
 export type { MsrBitmap } from './msr_bitmap.ts';
 export type { MsrList } from './msr_list.ts';

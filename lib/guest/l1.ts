@@ -15,7 +15,7 @@ import { type Image, loadImage } from './elf.ts';
 import { Ept, type EptOptions } from './ept.ts';
 import { MissingControlError } from './errors.ts';
 import { evmcsMap } from './evmcs.ts';
-import { L1Vcpu, type RunOptions } from './l1_vcpu.ts';
+import { L1Vcpu, type RunOptions, type VcpuPlaces } from './l1_vcpu.ts';
 import { L2 } from './l2.ts';
 import type { L2Options } from './l2_options.ts';
 import { PAGE_SIZE, PageAllocator } from './layout.ts';
@@ -60,21 +60,34 @@ export class L1 implements AsyncDisposable {
   readonly #pages: PageAllocator;
   readonly #l2Controls: Map<number, RecordView<'control'>>;
   readonly #l2s = new Map<number, L2>();
+  /** By the address of the top table. */
+  readonly #trees = new Map<number, Ept | PageTables>();
   readonly #page = () => this.#pages.allocate();
   #controls: VmxControls | undefined;
 
-  private constructor(vm: Vm, options: BootOptions) {
+  private constructor(vm: Vm, from: BootOptions | L1) {
+    this.vm = vm;
+    this.#l2Controls = new Map();
+    if (from instanceof L1) {
+      this.images = from.images;
+      this.memory = vm.memory.regionAt(0)!;
+      this.#pages = new PageAllocator(from.#pages.limit);
+      this.pageTables = this.counterpart(from.pageTables);
+      this.ept = this.counterpart(from.ept);
+      this.vcpus = from.vcpus.map(({ index, places }) => this.#wrap(index, vm.vcpus[index]!, places));
+      this.#adopt(from);
+      return;
+    }
+    const options = from;
     const { vcpus: count = 1, memory: size = DEFAULT_MEMORY } = options;
     if (!Number.isSafeInteger(count) || count < 1 || count > 64) {
       throw new RangeError(`L1 has between 1 and 64 vCPUs, not ${count}`);
     }
-    this.vm = vm;
     this.#pages = new PageAllocator(size);
     this.images = { l1: loadImage('l1.elf'), l2: loadImage('l2.elf') };
     this.memory = vm.memory.add({ gpa: 0, size });
     this.pageTables = this.createPageTables();
     this.ept = this.createEpt();
-    this.#l2Controls = new Map();
     for (const image of [this.images.l1, this.images.l2]) {
       for (const segment of image.segments) this.bytes(segment.gpa, segment.size).set(segment.bytes);
     }
@@ -119,7 +132,9 @@ export class L1 implements AsyncDisposable {
       vmxonRegion: this.#pages.allocate(),
     };
     const stackTop = this.#pages.allocate(STACK_PAGES) + STACK_PAGES * PAGE_SIZE;
-    const cpu = new L1Vcpu(id, vcpu, this.memory.buffer, places, this.images, this.#l2Controls);
+    const cpu = this.#wrap(id, vcpu, places);
+    cpu.area.setU64('commands', places.commands);
+    cpu.area.setU32('index', id);
     cpu.area.setU64('stack_top', stackTop);
     cpu.area.setU64('ist_top', this.#pages.allocate() + PAGE_SIZE);
     enterLongMode(vcpu, this.pageTables.root);
@@ -130,6 +145,81 @@ export class L1 implements AsyncDisposable {
       rflags: 2n,
     });
     return cpu;
+  }
+
+  #wrap(id: number, vcpu: Vcpu, places: VcpuPlaces): L1Vcpu {
+    return new L1Vcpu(id, vcpu, this.memory.buffer, places, this.images, this.#l2Controls);
+  }
+
+  /** What a script knows of `other`, whose vCPUs and memory are here too. */
+  #adopt(other: L1): void {
+    this.#pages.adopt(other.#pages);
+    this.#controls = other.#controls;
+    for (const cpu of this.vcpus) cpu.adopt(other.cpu(cpu.index));
+    for (const vmcs of this.#l2s.keys()) if (!other.#l2s.has(vmcs)) this.#forget(vmcs);
+    for (const [vmcs, its] of other.#l2s) {
+      const own = this.#l2s.get(vmcs);
+      if (own?.control.gpa === its.control.gpa) own.adopt(its);
+      else this.#remember(new L2(this, this.#controls!, this.#translate(its.options), its.program, its));
+    }
+  }
+
+  #remember(l2: L2): void {
+    this.#l2s.set(l2.vmcs, l2);
+    this.#l2Controls.set(l2.vmcs, l2.control);
+  }
+
+  #forget(vmcs: number): void {
+    this.#l2s.delete(vmcs);
+    this.#l2Controls.delete(vmcs);
+  }
+
+  /** The options of an L2 of another L1, as they are here. */
+  #translate(options: L2Options): L2Options {
+    const { ept, pageTables } = options;
+    return {
+      ...options,
+      ...(ept && { ept: this.counterpart(ept) }),
+      ...(pageTables && { pageTables: this.counterpart(pageTables) }),
+    };
+  }
+
+  /**
+   * A second L1 in a VM of its own (Vm.clone), with everything as it is now: memory, vCPUs, L2s, also one that is active
+   * (after a `sync` stop, say). Each goes on without the other. {@link counterpart} finds its L2s.
+   * @throws VcpuBusyError while a vCPU runs
+   */
+  async clone(): Promise<L1> {
+    return new L1(this.vm.clone(), this);
+  }
+
+  /**
+   * Makes this L1 what `to` is now, its clone or one that it is a clone of: memory, vCPUs, and where its L2s stand. The
+   * objects stay good; an L2 that `to` does not have is gone.
+   * @throws VcpuBusyError while a vCPU of either runs, RangeError when the VMs differ in memslots or vCPUs
+   */
+  async rewind(to: L1): Promise<void> {
+    this.vm.rewind(to.vm);
+    this.#adopt(to);
+  }
+
+  /**
+   * What here stands for an L2, an EPT or page tables of the L1 that this is a clone of, or the other way round.
+   * @throws RangeError for an L2 that this L1 does not have
+   */
+  counterpart<T extends L2 | Ept | PageTables>(of: T): T;
+  counterpart(of: L2 | Ept | PageTables): L2 | Ept | PageTables {
+    if (of instanceof L2) {
+      const own = this.#l2s.get(of.vmcs);
+      if (own?.control.gpa !== of.control.gpa) throw new RangeError('this L1 has no counterpart of that L2');
+      return own;
+    }
+    const known = this.#trees.get(of.root);
+    if (known) return known;
+    const { buffer } = this.memory;
+    const tree = of instanceof Ept ? new Ept(buffer, this.#page, of) : new PageTables(buffer, this.#page, of);
+    this.#trees.set(tree.root, tree);
+    return tree;
   }
 
   /** The lib/kvm vCPU with this index. @throws RangeError */
@@ -158,12 +248,16 @@ export class L1 implements AsyncDisposable {
 
   /** An EPT for some of the L2s, apart from the common one; 4 GiB identity unless told otherwise. */
   createEpt(options: EptOptions = {}): Ept {
-    return new Ept(this.memory.buffer, this.#page, options);
+    const ept = new Ept(this.memory.buffer, this.#page, options);
+    this.#trees.set(ept.root, ept);
+    return ept;
   }
 
   /** Page tables for an L2 of its own; 4 GiB identity unless told otherwise. */
   createPageTables(options: TreeOptions = {}): PageTables {
-    return new PageTables(this.memory.buffer, this.#page, options);
+    const tables = new PageTables(this.memory.buffer, this.#page, options);
+    this.#trees.set(tables.root, tables);
+    return tables;
   }
 
   /** @internal The L2 that a VMCS belongs to. */
@@ -221,10 +315,9 @@ export class L1 implements AsyncDisposable {
     build(program);
     const controls = await this.controls();
     const cpu = this.cpu(options.cpu ?? 0);
-    const l2 = new L2(this, controls, cpu, options, program);
+    const l2 = new L2(this, controls, options, program);
     if (!cpu.inVmxOperation) await this.vmxon(cpu.index);
-    this.#l2s.set(l2.vmcs, l2);
-    this.#l2Controls.set(l2.vmcs, l2.control);
+    this.#remember(l2);
     await l2.initialize();
     return l2;
   }

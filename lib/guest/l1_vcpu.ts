@@ -67,8 +67,21 @@ export class L1Vcpu {
     this.#commands = places.commands;
     this.#images = images;
     this.#controls = controls;
-    this.area.setU64('commands', places.commands);
-    this.area.setU32('index', index);
+  }
+
+  /** @internal Its script stands where that of another vCPU stands, whose state and memory are here too. */
+  adopt(other: L1Vcpu): void {
+    this.#batch = other.#batch;
+    this.#current = other.#current;
+    this.#evmcs = other.#evmcs;
+    this.#isEnlightened = other.#isEnlightened;
+    this.#isInVmx = other.#isInVmx;
+    this.#vpAssist = other.#vpAssist;
+  }
+
+  /** @internal Where its memory is. */
+  get places(): VcpuPlaces {
+    return { area: this.area.gpa, commands: this.#commands, vmxonRegion: this.vmxonRegion };
   }
 
   /** The current VMCS or active eVMCS, as far as commands told; undefined when there is none. */

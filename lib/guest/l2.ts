@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import type { Exit } from '../kvm/index.ts';
 import { abi, RecordView } from './abi.ts';
 import type { PostedInterruptDescriptor, VirtualApicPage } from './apic_pages.ts';
-import { Batch, type EnterMode } from './batch.ts';
+import { Batch } from './batch.ts';
 import type { VmxControls } from './controls.ts';
 import { GuestProtocolError } from './errors.ts';
 import { encodeEvent, type InjectedEvent } from './event.ts';
@@ -12,24 +11,18 @@ import { type ExitReason, exitReasonCode, exitReasonName } from './exit_reasons.
 import type { IoBitmap } from './io_bitmap.ts';
 import type { L1 } from './l1.ts';
 import type { L1Vcpu, RunOptions, VcpuStop } from './l1_vcpu.ts';
+import type { EnterOptions, ExitAction, ExitPolicy, L2Progress, L2Stop } from './l2_enter.ts';
 import { type L2Options, L2Structures } from './l2_options.ts';
 import { controlFields, guestState } from './l2_vmcs.ts';
 import { PAGE_SIZE } from './layout.ts';
 import type { MsrBitmap } from './msr_bitmap.ts';
 import type { L2Program } from './program.ts';
-import { readExit, type VmExit } from './vm_exit.ts';
+import { readExit } from './vm_exit.ts';
 import { Vmcs } from './vmcs.ts';
 import { vmcsAccess } from './vmcs_access.ts';
 import type { VmcsField } from './vmcs_fields.ts';
 
 const STACK_PAGES = 2;
-
-/**
- * What L1 does at an exit, after counting it: `return` ends the enter, `advance` also moves RIP past the instruction,
- * `skip` moves RIP and resumes, `resume` just resumes.
- */
-export type ExitAction = 'return' | 'advance' | 'skip' | 'resume';
-export type ExitPolicy = Partial<Record<ExitReason, ExitAction>>;
 
 const ACTIONS = {
   return: abi.POLICY_RETURN,
@@ -39,40 +32,6 @@ const ACTIONS = {
 } as const;
 /** A hypercall is over when L1 has seen it; any other exit is left to whoever reads it. */
 const DEFAULT_POLICY: ExitPolicy = { vmcall: 'advance' };
-
-export interface EnterOptions extends RunOptions {
-  /** VMLAUNCH, VMRESUME, or what the launch state asks for (the default). */
-  mode?: EnterMode;
-  /** By exit reason; of those not named, `vmcall` is `advance` and all others are `return`. */
-  policy?: ExitPolicy;
-  /** Return after this many VM entries whatever the policy says. */
-  limit?: number;
-  /** Run it on this L1 vCPU, moving the VMCS there first. */
-  on?: number;
-}
-
-export type L2Stop =
-  /** L2 wrote the sync port and is active (nested guest mode). */
-  | { kind: 'sync'; value: number }
-  /** A VM exit that ended the enter. `counts` are those of this L2 so far; `entries` of this enter. */
-  | { kind: 'exit'; exit: VmExit; entries: number; counts: Map<string, number> }
-  /** KVM_RUN came back with something L2 did not mean for userspace. */
-  | { kind: 'kvm-exit'; exit: Exit };
-
-/** Proof of execution, from L2 itself. */
-export interface L2Progress {
-  /** Operations completed. */
-  executed: number;
-  /** Index of the operation under way. */
-  pc: number;
-  /** The program's end was reached. */
-  done: boolean;
-  /** Values folded into the checksum. */
-  folds: number;
-  checksum: bigint;
-  /** The value folded last. */
-  last: bigint;
-}
 
 /** A nested guest: a VMCS, its memory, and where it is loaded. */
 export class L2 {
@@ -100,8 +59,9 @@ export class L2 {
   #hostOf: L1Vcpu | undefined;
   #entering: { index: number; instruction: string } | undefined;
 
-  /** @internal Made by L1.createL2. */
-  constructor(l1: L1, controls: VmxControls, cpu: L1Vcpu, options: L2Options, program: L2Program) {
+  /** @internal Made by L1.createL2, or like an L2 of another L1, whose memory this one's is a copy of. */
+  constructor(l1: L1, controls: VmxControls, options: L2Options, program: L2Program, like?: L2) {
+    const cpu = l1.cpu(options.cpu ?? 0);
     if (options.evmcs && cpu.vpAssist === undefined) {
       throw new GuestProtocolError('an enlightened VMCS needs an L1 that was booted with { evmcs: true }');
     }
@@ -113,29 +73,45 @@ export class L2 {
     const memory = l1.memory.buffer;
     const allocate = (pages?: number) => l1.allocate(pages);
     const at = (gpa: number, length: number) => l1.memoryAt(gpa, length);
-    this.structures = new L2Structures({ memory, allocate, at, ept: l1.ept }, options);
-    this.vmcs = options.vmcs ?? l1.allocate();
+    this.structures = new L2Structures({ memory, allocate, at, ept: l1.ept }, options, like?.structures);
+    this.vmcs = like?.vmcs ?? options.vmcs ?? l1.allocate();
+    this.area = new RecordView(memory, 'l2', like?.area.gpa ?? l1.allocate());
+    this.control = new RecordView(memory, 'control', like?.control.gpa ?? l1.allocate());
+    this.#stackTop = like ? like.#stackTop : l1.allocate(STACK_PAGES) + STACK_PAGES * PAGE_SIZE;
+    if (options.evmcs) this.evmcs = new Evmcs(l1.memoryAt(this.vmcs, PAGE_SIZE), this.vmcs);
+    this.fields = new Vmcs(vmcsAccess(this));
+    if (like) this.adopt(like);
+    else this.#fill();
+  }
+
+  /** Its pages, before L1 knows of it. */
+  #fill(): void {
+    const { l1, options, program } = this;
     const page = l1.memoryAt(this.vmcs, PAGE_SIZE);
     page.fill(0);
-    this.area = new RecordView(memory, 'l2', l1.allocate());
-    this.control = new RecordView(memory, 'control', l1.allocate());
-    this.#stackTop = l1.allocate(STACK_PAGES) + STACK_PAGES * PAGE_SIZE;
     const ops = l1.allocate(Math.ceil(program.byteLength / PAGE_SIZE));
-    program.store(memory, ops);
+    program.store(l1.memory.buffer, ops);
     // L2 finds its page by GS.base: an interrupt may come before its first instruction
     this.control.setU64('self', this.control.gpa);
     this.control.setU64('ops', ops);
     this.control.setU64('checksum', abi.CHECKSUM_SEED);
     this.control.setU64('eoi', options.autoEoi === 'x2apic' ? 1 : (options.autoEoi ?? 0));
     this.area.setU64('regs', this.control.gpa, 7);
-    if (options.evmcs) {
-      this.evmcs = new Evmcs(page, this.vmcs);
+    if (this.evmcs) {
       this.evmcs.revision = EVMCS_REVISION;
       this.area.setU64('evmcs', this.vmcs);
     } else {
-      new DataView(page.buffer, page.byteOffset).setUint32(0, controls.revision, true);
+      new DataView(page.buffer, page.byteOffset).setUint32(0, this.#controls.revision, true);
     }
-    this.fields = new Vmcs(vmcsAccess(this));
+  }
+
+  /** @internal Its script stands where that of another L2 stands, whose memory is here too. */
+  adopt(other: L2): void {
+    this.#cpu = this.l1.cpu(other.#cpu.index);
+    this.#hostOf = other.#hostOf && this.l1.cpu(other.#hostOf.index);
+    this.#isCleared = other.#isCleared;
+    this.#entering = other.#entering;
+    this.#left = other.#left;
   }
 
   get msrBitmap(): MsrBitmap | undefined {
@@ -222,6 +198,11 @@ export class L2 {
   }
 
   async #prepare(cpu: L1Vcpu): Promise<void> {
+    if (this.l1.l2Of(this.vmcs) !== this) {
+      throw new GuestProtocolError(
+        'this L2 was made after the moment that its L1 was rewound to: it is gone',
+      );
+    }
     if (!cpu.inVmxOperation) await this.l1.vmxon(cpu.index);
     if (this.structures.needsApic && !cpu.inX2apicMode) await cpu.x2apicEnable();
     const other = cpu.current === this.vmcs ? undefined : this.l1.l2Of(cpu.current);

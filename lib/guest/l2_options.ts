@@ -88,26 +88,31 @@ export class L2Structures {
   readonly exitLoadMsrs: MsrList | undefined;
   readonly #options: L2Options;
 
-  constructor(host: L2Host, options: L2Options) {
+  /** @param like those of an L2 in another L1, whose memory this one's is a copy of */
+  constructor(host: L2Host, options: L2Options, like?: L2Structures) {
     checkOptions(options);
     const { memory, allocate, at } = host;
     const { virtualApic, postedInterrupts, tprThreshold, virtualInterrupts } = options;
     this.#options = options;
     this.ept = options.ept === false ? undefined : (options.ept ?? host.ept);
-    this.msrBitmap = makeMsrBitmap(host, options.msrBitmap);
-    this.ioBitmap = options.ioBitmap ? new IoBitmap(memory, allocate(2)) : undefined;
+    this.msrBitmap = makeMsrBitmap(host, like?.msrBitmap?.gpa ?? options.msrBitmap);
+    this.ioBitmap = options.ioBitmap ? new IoBitmap(memory, like?.ioBitmap?.gpa ?? allocate(2)) : undefined;
     const wantsApic = virtualApic ?? postedInterrupts ?? tprThreshold ?? virtualInterrupts;
     if (wantsApic !== undefined && wantsApic !== false) {
-      this.virtualApic = new VirtualApicPage(at, typeof virtualApic === 'number' ? virtualApic : allocate());
+      const own = typeof virtualApic === 'number' ? virtualApic : undefined;
+      this.virtualApic = new VirtualApicPage(at, like?.virtualApic?.gpa ?? own ?? allocate());
     }
     if (postedInterrupts) {
-      this.postedInterrupts = new PostedInterruptDescriptor(at, postedInterrupts.descriptor ?? allocate());
-      this.postedInterrupts.notificationVector = postedInterrupts.vector;
+      const gpa = like?.postedInterrupts?.gpa ?? postedInterrupts.descriptor ?? allocate();
+      this.postedInterrupts = new PostedInterruptDescriptor(at, gpa);
+      if (!like) this.postedInterrupts.notificationVector = postedInterrupts.vector;
     }
-    const list = (entries: MsrEntries | undefined) => entries && new MsrList(memory, allocate(), entries);
-    this.entryLoadMsrs = list(options.entryLoadMsrs);
-    this.exitStoreMsrs = list(options.exitStoreMsrs && Array.from(options.exitStoreMsrs, (msr) => [msr, 0n]));
-    this.exitLoadMsrs = list(options.exitLoadMsrs);
+    const list = (entries: MsrEntries | undefined, its: MsrList | undefined) =>
+      entries && new MsrList(memory, its?.gpa ?? allocate(), its?.entries() ?? entries);
+    const stored = options.exitStoreMsrs;
+    this.entryLoadMsrs = list(options.entryLoadMsrs, like?.entryLoadMsrs);
+    this.exitStoreMsrs = list(stored && Array.from(stored, (msr) => [msr, 0n]), like?.exitStoreMsrs);
+    this.exitLoadMsrs = list(options.exitLoadMsrs, like?.exitLoadMsrs);
   }
 
   /** Whether L1's local APIC has to take part. */

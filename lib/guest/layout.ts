@@ -12,6 +12,15 @@ export class PageAllocator {
   readonly #limit: number;
   #next = HEAP;
 
+  /** @internal Goes on where another stands. */
+  adopt(other: PageAllocator): void {
+    this.#next = other.#next;
+  }
+
+  get limit(): number {
+    return this.#limit;
+  }
+
   constructor(limit: number) {
     if (!Number.isSafeInteger(limit) || limit < HEAP + 64 * PAGE_SIZE || limit % PAGE_SIZE !== 0) {
       throw new RangeError(

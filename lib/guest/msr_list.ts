@@ -20,6 +20,13 @@ export class MsrList {
     return this.#length;
   }
 
+  /** What is in the list. */
+  *entries(): IterableIterator<readonly [index: number, value: bigint]> {
+    for (let at = 0; at < this.#length * ENTRY_BYTES; at += ENTRY_BYTES) {
+      yield [this.#view.getUint32(at, true), this.#view.getBigUint64(at + 8, true)];
+    }
+  }
+
   #append(index: number, value: bigint): void {
     if (this.#length === CAPACITY) throw new RangeError(`a list holds at most ${CAPACITY} MSRs`);
     this.#view.setUint32(this.#length * ENTRY_BYTES, index, true);

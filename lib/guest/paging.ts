@@ -50,12 +50,22 @@ export abstract class PagingTree {
   readonly #allocate: () => number;
   readonly #bits: Bits;
 
-  protected constructor(memory: ArrayBuffer, allocate: () => number, bits: Bits, options: TreeOptions) {
+  /** @param from a tree whose copy is in `memory` already, or how to make a new one */
+  protected constructor(
+    memory: ArrayBuffer,
+    allocate: () => number,
+    bits: Bits,
+    from: TreeOptions | PagingTree,
+  ) {
     this.#view = new DataView(memory);
     this.#allocate = allocate;
     this.#bits = bits;
+    if (from instanceof PagingTree) {
+      this.root = from.root;
+      return;
+    }
     this.root = allocate();
-    const { pageSize = '2M', empty = false } = options;
+    const { pageSize = '2M', empty = false } = from;
     if (!SIZES.includes(pageSize)) throw new TypeError(`"${pageSize}" is not a page size`);
     for (let gpa = 0; !empty && gpa < MAPPED_BYTES; gpa += reach(3)) {
       this.setEntry(gpa, '1G', this.leaf(gpa, '1G', bits.page));
@@ -175,8 +185,9 @@ export interface PageOptions {
 
 /** The page tables L1 and L2 run on; `root` is their CR3. */
 export class PageTables extends PagingTree {
-  constructor(memory: ArrayBuffer, allocate: () => number, options: TreeOptions = {}) {
-    super(memory, allocate, PTE, options);
+  /** @internal Made by L1.createPageTables, or like those of another L1. */
+  constructor(memory: ArrayBuffer, allocate: () => number, from: TreeOptions | PageTables = {}) {
+    super(memory, allocate, PTE, from);
   }
 
   /** Maps a 4 KiB page (or another size), to itself unless told otherwise. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Who runs next, decided by the host: every actor stops after each step, so that an interleaving can be repeated.
-import type { EnterOptions, L2, L2Stop } from './l2.ts';
+import type { L2 } from './l2.ts';
+import type { EnterOptions, L2Stop } from './l2_enter.ts';
 
 /** Somebody who does one thing at a time. */
 export interface Actor {

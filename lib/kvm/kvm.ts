@@ -112,6 +112,7 @@ export class Kvm implements Disposable {
     const vm = new Vm(native().systemCreateVm(this.#handle, type), {
       type,
       msrIndices: () => this.#cachedMsrIndices(),
+      clone: (source) => this.cloneVm(source),
       forget: (closed) => this.#vms.delete(closed),
     });
     this.#vms.add(vm);

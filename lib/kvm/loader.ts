@@ -66,7 +66,7 @@ export interface Native {
   regionAdvise(region: RegionHandle, offset: number, length: number, advice: number): void;
   regionProtect(region: RegionHandle, offset: number, length: number, protection: number): void;
   regionMigrate(region: RegionHandle, offset: number, length: number, node: number): Int32Array;
-  regionCopyFrom(region: RegionHandle, source: RegionHandle): void;
+  regionCopyFrom(region: RegionHandle, source: RegionHandle, isFresh: boolean): void;
   regionClearDirtyLog(region: RegionHandle, firstPage: number, pages: number, bitmap: Uint8Array): void;
   regionWatchFaults(
     region: RegionHandle,

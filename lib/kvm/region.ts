@@ -306,7 +306,12 @@ export class MemoryRegion {
 
   /** @internal The contents of `source`, which must be as large; this memory must be fresh. */
   copyFrom(source: MemoryRegion): void {
-    native().regionCopyFrom(this.handle, source.handle);
+    native().regionCopyFrom(this.handle, source.handle, true);
+  }
+
+  /** @internal The contents of `source`, which must be as large; pages that are the same already are not written. */
+  overwriteFrom(source: MemoryRegion): void {
+    native().regionCopyFrom(this.handle, source.handle, false);
   }
 
   #advise(advice: number, offset: number, length: number | undefined): void {

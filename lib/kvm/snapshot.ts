@@ -5,7 +5,7 @@ import { EVENTS_SIZE } from './abi/events.ts';
 import { XCRS_SIZE } from './abi/fpu.ts';
 import { REGS_SIZE, SREGS_SIZE, SREGS2_SIZE } from './abi/regs.ts';
 import { checkObject } from './check.ts';
-import { KvmMsrError, KvmPendingExitError } from './errors.ts';
+import { KvmError, KvmMsrError, KvmPendingExitError } from './errors.ts';
 import type { Vcpu } from './vcpu.ts';
 
 /**
@@ -232,11 +232,21 @@ function leaveNested(vcpu: Vcpu): void {
 
 const sameBytes = (a: Uint8Array, b: Uint8Array) => Buffer.compare(a, b) === 0;
 
+/** What the last exit still has to do would be done to the snapshot's registers. How it ends does not matter now. */
+function completeExit(vcpu: Vcpu): void {
+  try {
+    for (let exits = 0; !vcpu.settled && exits < 16; exits++) vcpu.settle();
+  } catch (error) {
+    if (!(error instanceof KvmError)) throw error;
+  }
+}
+
 export function restoreVcpu(vcpu: Vcpu, snapshot: VcpuSnapshot): void {
   checkObject('snapshot', snapshot);
   if (snapshot.version !== 1) {
     throw new TypeError('this is no snapshot of a vCPU: it must come from save() of this version');
   }
+  completeExit(vcpu);
   if (!sameBytes(readCpuid(vcpu), snapshot.cpuid)) vcpu.ioctl('KVM_SET_CPUID2', snapshot.cpuid);
   if (vcpu.ioctl('KVM_GET_TSC_KHZ') !== snapshot.tscKhz) vcpu.ioctl('KVM_SET_TSC_KHZ', snapshot.tscKhz);
   // VMX capability MSRs cannot be written in VMX operation, and CR4 and EFER are checked against it.

@@ -11,6 +11,7 @@ import {
 } from './abi/irq.ts';
 import { type CapabilityName, capabilityNumber } from './capabilities.ts';
 import { checkBytes, checkFlag, checkInteger, checkName, checkObject, checkU64 } from './check.ts';
+import { rewindTo } from './clone.ts';
 import { type EnableCapOptions, encodeEnableCap } from './enable_cap.ts';
 import { KvmClosedError, KvmUnsupportedError } from './errors.ts';
 import { EventFd } from './event_fd.ts';
@@ -39,6 +40,7 @@ const SETUP: ReadonlySet<string> = new Set([
 export interface VmOwner {
   readonly type: number;
   msrIndices(): readonly number[];
+  clone(vm: Vm): Vm;
   forget(vm: Vm): void;
 }
 
@@ -80,6 +82,23 @@ export class Vm implements Disposable, AsyncDisposable {
   /** Where interrupt controllers are: nowhere, all in the kernel, or only the LAPICs. */
   get irqchip(): 'none' | 'kernel' | 'split' {
     return this.#irqchip;
+  }
+
+  /** The same as `Kvm.cloneVm` of the Kvm that made it. */
+  clone(): Vm {
+    if (this.#closed) throw new KvmClosedError('Vm');
+    return this.#owner.clone(this);
+  }
+
+  /**
+   * Makes memory, interrupt controllers, clock and vCPUs of this VM what those of `to` are: its clone, or one it is a
+   * clone of. Both must be idle. What is not cloned stays as it is.
+   * @throws RangeError when they differ in memslots or vCPUs, VcpuBusyError while a vCPU runs.
+   */
+  rewind(to: Vm): void {
+    if (!(to instanceof Vm)) throw new TypeError('to must be a Vm');
+    if (this.#closed || to.closed) throw new KvmClosedError('Vm');
+    rewindTo(this, to);
   }
 
   /** @internal What was done to shape this VM. */

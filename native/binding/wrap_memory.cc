@@ -68,7 +68,8 @@ Napi::Value migrate(const Napi::CallbackInfo &info) {
 }
 
 Napi::Value copy_from(const Napi::CallbackInfo &info) {
-    region(info).memory().copy_from(handle_argument<kvm::MemoryRegion>(info, 1)->memory());
+    region(info).memory().copy_from(handle_argument<kvm::MemoryRegion>(info, 1)->memory(),
+                                    info[2].ToBoolean());
     return info.Env().Undefined();
 }
 

@@ -181,14 +181,14 @@ void HostMemory::migrate(std::uint64_t offset, std::uint64_t length, int node,
     }
 }
 
-void HostMemory::copy_from(const HostMemory &source) {
+void HostMemory::copy_from(const HostMemory &source, bool is_fresh) {
     if (source.size() != size())
         throw RangeError("only memory of the same size can be copied");
     if (!source.mapping_->is_permitted(0, size()) || !mapping_->is_permitted(0, size()))
         throw RangeError("memory that is protected or under userfaultfd cannot be copied");
     static constexpr std::uint8_t zeroes[kPage] = {};
     for (std::uint64_t at = 0; at < size(); at += kPage)
-        if (std::memcmp(source.mapping_->data() + at, zeroes, kPage) != 0)
+        if (std::memcmp(source.mapping_->data() + at, is_fresh ? zeroes : mapping_->data() + at, kPage) != 0)
             std::memcpy(mapping_->data() + at, source.mapping_->data() + at, kPage);
 }
 

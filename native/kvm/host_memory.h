@@ -63,8 +63,9 @@ class HostMemory {
     /// move_pages(MPOL_MF_MOVE) to `node`, or only asks when `node` < 0. One entry per page: the node it is
     /// on now, or -errno.
     void migrate(std::uint64_t offset, std::uint64_t length, int node, std::span<std::int32_t> status);
-    /// Writes `source`'s pages that are not all zeroes over this memory, which must be fresh and as large.
-    void copy_from(const HostMemory &source);
+    /// Takes over the contents of `source`, which must be as large. Only pages that differ are written; of
+    /// fresh memory not even that is read.
+    void copy_from(const HostMemory &source, bool is_fresh);
 
     /// Gives the memory back: unmapped at once when nobody else has the mapping, else retired.
     void release();

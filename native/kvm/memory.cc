@@ -65,7 +65,7 @@ void MemoryRegion::swap(const MemoryRequest &request, bool copy) {
     close_userfault();
     auto fresh = std::make_unique<HostMemory>(*owner_.vm, size_, request);
     if (copy)
-        fresh->copy_from(*memory_);
+        fresh->copy_from(*memory_, true);
     set(*memory_, gpa_, 0, flags_);
     try {
         set(*fresh, gpa_, size_, flags_);

@@ -8,8 +8,8 @@
 
 namespace nvmx::kvm {
 
-/// How long anybody looks for an answer before sleeping. Waking a sleeping core costs tens of microseconds, more
-/// than most exits take.
+/// How long anybody looks for an answer before sleeping. Waking a sleeping core costs tens of microseconds,
+/// more than most exits take.
 inline constexpr std::chrono::microseconds kSpinLimit{50};
 
 /// Looks again and again until `is_done()`. False: it took longer than `limit`.
@@ -51,8 +51,8 @@ class SpinningCpu {
     bool is_taken_;
 };
 
-/// Whether spinning is worth it, learned from how it went: a failure doubles the pause before the next try, to 255
-/// occasions at most, a success halves it.
+/// Whether spinning is worth it, learned from how it went: a failure doubles the pause before the next try,
+/// to 255 occasions at most, a success halves it.
 class SpinHistory {
   public:
     bool says_yes() {

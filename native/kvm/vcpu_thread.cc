@@ -171,7 +171,8 @@ void VcpuThread::submit_run(Completion done) {
 }
 
 std::optional<int> VcpuThread::try_run(Completion done) {
-    // A thread that sleeps, or that has lost its CPU while it spun, needs longer than this one should stand still.
+    // A thread that sleeps, or that has lost its CPU while it spun, needs longer than this one should stand
+    // still.
     constexpr std::chrono::microseconds kPickUp{5};
     if (state_->cpus < 2 || state_->asleep || !history_.says_yes()) {
         submit_run(std::move(done));

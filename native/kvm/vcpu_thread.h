@@ -37,8 +37,8 @@ class VcpuThread {
 
     /// Starts a KVM_RUN on the thread. The owner calls finish_run() when it has seen the completion.
     void submit_run(Completion done);
-    /// The same, but when the run is soon over its errno is the answer and `done` is not called. Waits at most
-    /// kSpinLimit, and only where that has been worth it.
+    /// The same, but when the run is soon over its errno is the answer and `done` is not called. Waits at
+    /// most kSpinLimit, and only where that has been worth it.
     std::optional<int> try_run(Completion done);
     void finish_run();
     /// KVM_RUN on the calling thread. Returns 0 or the errno.

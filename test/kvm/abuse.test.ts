@@ -104,6 +104,8 @@ const BLOCKING = new Set([
   'read',
   'createVm',
   'cloneVm',
+  'clone',
+  'overwriteFrom',
   'watchFaults',
   'copyFrom',
   'movedTo',

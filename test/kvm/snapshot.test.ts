@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect } from 'vitest';
-import { type Vcpu, VcpuBusyError, type Vm } from '../../lib/kvm/index.ts';
+import { KvmClosedError, type Vcpu, VcpuBusyError, type Vm } from '../../lib/kvm/index.ts';
 import { hlt, inAl, load, movAl, outAl, spin, start, storeAl, test } from './machine.ts';
 
 /** All of XMM0 to XMM15, through XSAVE: KVM_SET_FPU does not tell the CPU that they are in use. */
@@ -172,6 +172,66 @@ describe('cloneVm', () => {
     vcpu.kick();
     await run;
     expect(() => kvm.cloneVm({} as never)).toThrow(TypeError);
+  });
+});
+
+describe('rewind', () => {
+  /** IN AL, 1; MOV [0x8001], AL; OUT 2, AL; HLT. */
+  const code = [...inAl(1), ...storeAl(0x8001), ...outAl(2), ...hlt];
+
+  test('does the same again from the same point, and the same objects stay good', ({ kvm, vm }) => {
+    vm.createIrqchip();
+    vm.memory.add({ gpa: 0x8000, size: 0x2000 });
+    const vcpu = load(vm, code);
+    vcpu.setCpuid(kvm.supportedCpuid());
+    const mark = vm.clone();
+    for (const value of [0x55, 0x66]) {
+      const exit = vcpu.runSync();
+      expect(exit).toMatchObject({ type: 'io', direction: 'in', port: 1 });
+      if (exit.type === 'io') exit.data[0] = value;
+      // Left in the middle of its OUT: what is pending must not happen to the state that comes.
+      expect(vcpu.runSync()).toMatchObject({ direction: 'out', port: 2, data: Uint8Array.of(value) });
+      expect(byteAt(vm, 0x8001)).toBe(value);
+      vm.memory.write(0x9000, Uint8Array.of(1, 2, 3));
+      vm.setIrqchip(vm.getIrqchip('pic-slave').fill(0x21, 10, 11));
+      vm.rewind(mark);
+      expect([byteAt(vm, 0x8001), byteAt(vm, 0x9000)]).toEqual([0, 0]);
+      expect(vm.getIrqchip('pic-slave')).toEqual(mark.getIrqchip('pic-slave'));
+      expect(all(vcpu)).toEqual(all(mark.vcpus[0]!));
+    }
+    expect(mark.vcpus[0]!.runSync()).toMatchObject({ direction: 'in', port: 1 });
+  });
+
+  test('forgets the access that was under way', ({ vm }) => {
+    const vcpu = load(vm, code);
+    const mark = vm.clone();
+    for (let i = 0; i < 3; i++) {
+      // The IN that waits for its answer is the instruction that the mark is about to execute.
+      expect(vcpu.runSync()).toMatchObject({ type: 'io', direction: 'in', port: 1 });
+      vm.rewind(mark);
+      expect(vcpu.getRegs().rip).toBe(0x1000n);
+    }
+    expect(vcpu.runSync()).toMatchObject({ direction: 'in', port: 1 });
+  });
+
+  test('refuses another shape, a running vCPU and what is no VM', async ({ kvm, vm }) => {
+    const vcpu = load(vm, spin);
+    const mark = kvm.cloneVm(vm);
+    const run = vcpu.run();
+    expect(() => vm.rewind(mark)).toThrow(VcpuBusyError);
+    expect(() => mark.rewind(vm)).toThrow(VcpuBusyError);
+    vcpu.kick();
+    await run;
+    const slot = vm.memory.add({ gpa: 0x8000, size: 0x1000 });
+    expect(() => vm.rewind(mark)).toThrow(RangeError);
+    slot.delete();
+    vm.rewind(mark);
+    vm.createVcpu(1);
+    expect(() => vm.rewind(mark)).toThrow(RangeError);
+    expect(() => vm.rewind({} as never)).toThrow(TypeError);
+    mark.close();
+    expect(() => vm.rewind(mark)).toThrow(KvmClosedError);
+    expect(() => mark.clone()).toThrow(KvmClosedError);
   });
 });
 

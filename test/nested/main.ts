@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // All nested tests in one process: in the lab every process start costs seconds.
+import './clone.nested.ts';
 import './controls.nested.ts';
 import './evmcs.nested.ts';
 import './kvm_state.nested.ts';

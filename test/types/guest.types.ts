@@ -144,6 +144,16 @@ export async function options(): Promise<void> {
   expectTypeOf<'entry.save-vmx-preemption-timer'>().toExtend<ControlName>();
 }
 
+export async function clones(): Promise<void> {
+  await using twin = await l1.clone();
+  expectTypeOf(twin).toEqualTypeOf<L1>();
+  expectTypeOf(twin.counterpart(l2)).toEqualTypeOf<L2>();
+  expectTypeOf(twin.counterpart(ept)).toEqualTypeOf<Ept>();
+  expectTypeOf(await l1.rewind(twin)).toEqualTypeOf<void>();
+  // @ts-expect-error: a bitmap belongs to its L2
+  twin.counterpart(l2.msrBitmap);
+}
+
 export function structures(): void {
   ept.map(0x1000, { to: 0x2000, size: '2M', memoryType: 'uncacheable', write: false });
   ept.protect(0x1000, { execute: false });
