@@ -22,6 +22,7 @@ export interface LabRunOptions extends Omit<RunOptions, 'disposable'> {
 /** Where a folder of kernel selftests is in the machine. */
 const PROGRAM_FOLDER = '/kselftest';
 /** The agent's heart beats all the time; so long without a line, in CPU time of the emulator, and the machine is dead. */
+const DAY_MS = 86_400_000;
 const HEARTBEAT_LIMIT_MS = 5_000;
 
 /**
@@ -103,6 +104,8 @@ async function runOnce(
   let engine = 'emulated';
   const result = await runInLab([options.agent ?? 'dist/selftest/agent.js', JSON.stringify(job)], {
     heartbeatMs: HEARTBEAT_LIMIT_MS,
+    // A living machine may take its time: --duration, --repeat, a busy host.
+    timeoutMs: DAY_MS,
     ...labOptions(options),
     ...(options.signal ? { signal: options.signal } : {}),
     onEngine: (used) => {
