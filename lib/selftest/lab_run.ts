@@ -22,8 +22,8 @@ export interface LabRunOptions extends Omit<RunOptions, 'disposable'> {
 /** Where a folder of kernel selftests is in the machine. */
 const PROGRAM_FOLDER = '/kselftest';
 /** The agent's heart beats all the time; so long without a line, in CPU time of the emulator, and the machine is dead. */
-const DAY_MS = 86_400_000;
 const HEARTBEAT_LIMIT_MS = 5_000;
+const DAY_MS = 86_400_000;
 
 /**
  * Runs tests inside the emulated machine. When the machine dies under a test, that test's verdict is `crash`
