@@ -36,10 +36,11 @@ const running = new Set<Vcpu>();
 const ANSWERS_A_TURN = 32;
 let answers = 0;
 
-function soon(answer: () => void): void {
+/** Gives the answer now, or after a turn that is due. */
+function give(answer: () => void): void {
   answers = (answers + 1) % ANSWERS_A_TURN;
   if (answers === 0) setImmediate(answer);
-  else queueMicrotask(answer);
+  else answer();
 }
 
 interface PendingRun {
@@ -78,7 +79,7 @@ export class Vcpu extends VcpuState implements Disposable {
     const self: { weak?: WeakRef<Vcpu> } = {};
     const onExit = (errno: number) => {
       const vcpu = self.weak?.deref();
-      if (vcpu) vcpu.#finish(errno);
+      if (vcpu) give(() => vcpu.#finish(errno));
     };
     const handle = native().vmCreateVcpu(owner.handle, id, onExit);
     let calls: VcpuCalls | undefined;
@@ -326,7 +327,7 @@ export class Vcpu extends VcpuState implements Disposable {
       const pending = { resolve, reject, signal };
       this.#pending = pending;
       running.add(this);
-      if (errno !== undefined) soon(() => this.#answer(pending, errno));
+      if (errno !== undefined) queueMicrotask(() => give(() => this.#answer(pending, errno)));
     });
   }
 
