@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "../abi.h"
+#include "../common/registers.inc"
 
 /*
  * u32 vmx_enter(u64 *regs, u32 launch)
@@ -32,31 +33,12 @@ restart:
     .size restart, . - restart
 
 vmx_enter:
-    pushq %rbx
-    pushq %rbp
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
+    push_saved
     movq %rdi, %gs:NVMX_CPU_FRAME_L2
     movq %rsp, %gs:NVMX_CPU_FRAME_RSP
     movq $.Lfault, %gs:NVMX_CPU_RECOVER
     testl %esi, %esi
-    movq 0x00(%rdi), %rax
-    movq 0x08(%rdi), %rcx
-    movq 0x10(%rdi), %rdx
-    movq 0x18(%rdi), %rbx
-    movq 0x28(%rdi), %rbp
-    movq 0x30(%rdi), %rsi
-    movq 0x40(%rdi), %r8
-    movq 0x48(%rdi), %r9
-    movq 0x50(%rdi), %r10
-    movq 0x58(%rdi), %r11
-    movq 0x60(%rdi), %r12
-    movq 0x68(%rdi), %r13
-    movq 0x70(%rdi), %r14
-    movq 0x78(%rdi), %r15
-    movq 0x38(%rdi), %rdi
+    load_registers
     jz 1f
     vmlaunch
     jmp 2f
@@ -72,33 +54,11 @@ vmx_enter:
     jmp 4f
 
 vmx_exit:
-    pushq %rax
-    movq 8+0(%rsp), %rax
-    movq %rcx, 0x08(%rax)
-    movq %rdx, 0x10(%rax)
-    movq %rbx, 0x18(%rax)
-    movq %rbp, 0x28(%rax)
-    movq %rsi, 0x30(%rax)
-    movq %rdi, 0x38(%rax)
-    movq %r8, 0x40(%rax)
-    movq %r9, 0x48(%rax)
-    movq %r10, 0x50(%rax)
-    movq %r11, 0x58(%rax)
-    movq %r12, 0x60(%rax)
-    movq %r13, 0x68(%rax)
-    movq %r14, 0x70(%rax)
-    movq %r15, 0x78(%rax)
-    popq %rcx
-    movq %rcx, 0x00(%rax)
+    store_registers
     movq %gs:NVMX_CPU_FRAME_RSP, %rsp
     xorl %eax, %eax
 4:  movq $0, %gs:NVMX_CPU_RECOVER
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbp
-    popq %rbx
+    pop_saved
     ret
     .size vmx_enter, . - vmx_enter
     .section .note.GNU-stack, "", @progbits

@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "../common/registers.inc"
+
 /* void vmcall_regs(u64 seed, u64 out[16]): register n in encoding order is given seed + n; slot 4 (RSP) is not
  * written. */
     .text
@@ -14,12 +16,7 @@ _start:
     .size _start, . - _start
 
 vmcall_regs:
-    pushq %rbx
-    pushq %rbp
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
+    push_saved
     pushq %rsi
     leaq 0(%rdi), %rax
     leaq 1(%rdi), %rcx
@@ -37,31 +34,9 @@ vmcall_regs:
     leaq 15(%rdi), %r15
     leaq 7(%rdi), %rdi
     vmcall
-    pushq %rax
-    movq 8(%rsp), %rax
-    movq %rcx, 0x08(%rax)
-    movq %rdx, 0x10(%rax)
-    movq %rbx, 0x18(%rax)
-    movq %rbp, 0x28(%rax)
-    movq %rsi, 0x30(%rax)
-    movq %rdi, 0x38(%rax)
-    movq %r8, 0x40(%rax)
-    movq %r9, 0x48(%rax)
-    movq %r10, 0x50(%rax)
-    movq %r11, 0x58(%rax)
-    movq %r12, 0x60(%rax)
-    movq %r13, 0x68(%rax)
-    movq %r14, 0x70(%rax)
-    movq %r15, 0x78(%rax)
-    popq %rcx
-    movq %rcx, 0x00(%rax)
+    store_registers
     popq %rsi
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbp
-    popq %rbx
+    pop_saved
     ret
     .size vmcall_regs, . - vmcall_regs
     .section .note.GNU-stack, "", @progbits
