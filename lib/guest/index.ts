@@ -70,6 +70,9 @@ export {
   VMCS_FIELDS,
   type VmcsField,
   type VmcsFieldInfo,
+  type VmcsFieldOf,
+  type VmcsFieldWidth,
   vmcsEncoding,
   vmcsFieldInfo,
+  type WidthOf,
 } from './vmcs_fields.ts';

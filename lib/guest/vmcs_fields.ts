@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/**
- * VMCS field encodings, SDM vol. 3, appendix B. Bits 14:13 give the width (0 = 16, 1 = 64, 2 = 32, 3 = natural),
- * bits 11:10 the type (control, exit information, guest state, host state).
- */
-export const VMCS_FIELDS = {
+// VMCS field encodings, SDM vol. 3, appendix B, by width, so that the type of a field's name knows it. Bits 14:13 of an
+// encoding give the width (0 = 16, 1 = 64, 2 = 32, 3 = natural), bits 11:10 the type (control, exit information, guest
+// state, host state).
+const WORD_FIELDS = {
   VIRTUAL_PROCESSOR_ID: 0x0000,
   POSTED_INTR_NV: 0x0002,
   EPTP_INDEX: 0x0004,
@@ -21,6 +20,7 @@ export const VMCS_FIELDS = {
   GUEST_INTR_STATUS: 0x0810,
   GUEST_PML_INDEX: 0x0812,
   GUEST_UINV: 0x0814,
+
   HOST_ES_SELECTOR: 0x0c00,
   HOST_CS_SELECTOR: 0x0c02,
   HOST_SS_SELECTOR: 0x0c04,
@@ -28,6 +28,9 @@ export const VMCS_FIELDS = {
   HOST_FS_SELECTOR: 0x0c08,
   HOST_GS_SELECTOR: 0x0c0a,
   HOST_TR_SELECTOR: 0x0c0c,
+} as const;
+
+const QUADWORD_FIELDS = {
   IO_BITMAP_A: 0x2000,
   IO_BITMAP_B: 0x2002,
   MSR_BITMAP: 0x2004,
@@ -83,6 +86,9 @@ export const VMCS_FIELDS = {
   HOST_IA32_EFER: 0x2c02,
   HOST_IA32_PERF_GLOBAL_CTRL: 0x2c04,
   HOST_IA32_PKRS: 0x2c06,
+} as const;
+
+const DOUBLEWORD_FIELDS = {
   PIN_BASED_VM_EXEC_CONTROL: 0x4000,
   CPU_BASED_VM_EXEC_CONTROL: 0x4002,
   EXCEPTION_BITMAP: 0x4004,
@@ -134,6 +140,9 @@ export const VMCS_FIELDS = {
   GUEST_SYSENTER_CS: 0x482a,
   VMX_PREEMPTION_TIMER_VALUE: 0x482e,
   HOST_IA32_SYSENTER_CS: 0x4c00,
+} as const;
+
+const NATURAL_FIELDS = {
   CR0_GUEST_HOST_MASK: 0x6000,
   CR4_GUEST_HOST_MASK: 0x6002,
   CR0_READ_SHADOW: 0x6004,
@@ -188,7 +197,36 @@ export const VMCS_FIELDS = {
   HOST_INTR_SSP_TABLE: 0x6c1c,
 } as const;
 
+/** Encodings by name. */
+export const VMCS_FIELDS = {
+  ...WORD_FIELDS,
+  ...QUADWORD_FIELDS,
+  ...DOUBLEWORD_FIELDS,
+  ...NATURAL_FIELDS,
+} as const;
+
 export type VmcsField = keyof typeof VMCS_FIELDS;
+
+/** Bits of a field; `natural` is 64 here. */
+export type VmcsFieldWidth = 16 | 32 | 64 | 'natural';
+
+/** @internal What {@link WidthOf} goes by. */
+export const FIELDS_BY_WIDTH = {
+  16: WORD_FIELDS,
+  32: DOUBLEWORD_FIELDS,
+  64: QUADWORD_FIELDS,
+  natural: NATURAL_FIELDS,
+} as const satisfies Record<VmcsFieldWidth, object>;
+
+/** The width of the field with this name; any of them for an encoding. */
+export type WidthOf<F extends VmcsField | number> = F extends VmcsField
+  ? { [W in VmcsFieldWidth]: F extends keyof (typeof FIELDS_BY_WIDTH)[W] ? W : never }[VmcsFieldWidth]
+  : VmcsFieldWidth;
+
+/** The names of the fields of a width. */
+export type VmcsFieldOf<W extends VmcsFieldWidth> = {
+  [F in VmcsField]: WidthOf<F> extends W ? F : never;
+}[VmcsField];
 
 /** The encoding of a field given by name or number. @throws TypeError for a name that is none */
 export function vmcsEncoding(field: VmcsField | number): number {
@@ -198,14 +236,13 @@ export function vmcsEncoding(field: VmcsField | number): number {
   return encoding;
 }
 
-const WIDTHS = [16, 64, 32, 'natural'] as const;
+const WIDTHS: readonly VmcsFieldWidth[] = [16, 64, 32, 'natural'];
 const TYPES = ['control', 'read-only', 'guest', 'host'] as const;
 
 /** What an encoding says of its field. */
-export interface VmcsFieldInfo {
+export interface VmcsFieldInfo<W extends VmcsFieldWidth = VmcsFieldWidth> {
   readonly encoding: number;
-  /** Bits; `natural` is 64 here. */
-  readonly width: (typeof WIDTHS)[number];
+  readonly width: W;
   /** `read-only` is VM-exit information. */
   readonly type: (typeof TYPES)[number];
   /** The upper half of a 64-bit field (bit 0 of the encoding). */
@@ -213,11 +250,11 @@ export interface VmcsFieldInfo {
 }
 
 /** Width and type of a field. @throws TypeError for a name that is none */
-export function vmcsFieldInfo(field: VmcsField | number): VmcsFieldInfo {
+export function vmcsFieldInfo<F extends VmcsField | number>(field: F): VmcsFieldInfo<WidthOf<F>> {
   const encoding = vmcsEncoding(field);
   return {
     encoding,
-    width: WIDTHS[(encoding >> 13) & 3]!,
+    width: WIDTHS[(encoding >> 13) & 3] as WidthOf<F>,
     type: TYPES[(encoding >> 10) & 3]!,
     high: (encoding & 1) !== 0,
   };

@@ -8,10 +8,13 @@ import {
   offeredControls,
   VMCS_FIELDS,
   VMX_CAPABILITY_MSRS,
+  type VmcsField,
   VmxControls,
   vmcallRegsValues,
   vmcsEncoding,
+  vmcsFieldInfo,
 } from '../../lib/guest/index.ts';
+import { FIELDS_BY_WIDTH } from '../../lib/guest/vmcs_fields.ts';
 
 const allowed = (zero: number, one: number) => (BigInt(one) << 32n) | BigInt(zero);
 const BASIC = 0x1234n | (1n << 55n);
@@ -53,6 +56,14 @@ describe('VMX controls', () => {
     expect(VMX_CAPABILITY_MSRS[0]).toBe(0x480);
     expect(VMX_CAPABILITY_MSRS.at(-1)).toBe(0x491);
   });
+});
+
+test('a field is in the group of its width, which is the width its type has', () => {
+  for (const [width, fields] of Object.entries(FIELDS_BY_WIDTH)) {
+    for (const name of Object.keys(fields)) {
+      expect([name, String(vmcsFieldInfo(name as VmcsField).width)]).toEqual([name, width]);
+    }
+  }
 });
 
 test('VMCS encodings have the width and type their names say', () => {

@@ -17,10 +17,12 @@ import {
   type L2Stop,
   MissingControlError,
   type VmcsField,
+  type VmcsFieldOf,
   type VmExit,
   type VmxControls,
   VmxError,
   vmcsFieldInfo,
+  type WidthOf,
 } from '../../lib/guest/index.ts';
 import type { Exit } from '../../lib/kvm/index.ts';
 
@@ -106,10 +108,18 @@ export async function vmcs(): Promise<void> {
   values.GUEST_CR3;
 
   const info = vmcsFieldInfo('GUEST_RIP');
-  expectTypeOf(info.width).toEqualTypeOf<16 | 32 | 64 | 'natural'>();
+  expectTypeOf(info.width).toEqualTypeOf<'natural'>();
   expectTypeOf(info.type).toEqualTypeOf<'control' | 'read-only' | 'guest' | 'host'>();
+  expectTypeOf(vmcsFieldInfo('GUEST_CS_SELECTOR').width).toEqualTypeOf<16>();
+  expectTypeOf(vmcsFieldInfo('EXCEPTION_BITMAP').width).toEqualTypeOf<32>();
+  expectTypeOf(vmcsFieldInfo('TSC_OFFSET').width).toEqualTypeOf<64>();
+  expectTypeOf(vmcsFieldInfo(0x681e).width).toEqualTypeOf<16 | 32 | 64 | 'natural'>();
   // @ts-expect-error: no field has this width
-  if (info.width === 8) return;
+  if (vmcsFieldInfo(0x681e).width === 8) return;
+  expectTypeOf<WidthOf<'VIRTUAL_PROCESSOR_ID' | 'GUEST_CR3'>>().toEqualTypeOf<16 | 'natural'>();
+  expectTypeOf<'HOST_RSP'>().toExtend<VmcsFieldOf<'natural'>>();
+  // @ts-expect-error: the EPT pointer has 64 bits
+  expectTypeOf<'EPT_POINTER'>().toExtend<VmcsFieldOf<16 | 32>>();
 }
 
 export async function options(): Promise<void> {
