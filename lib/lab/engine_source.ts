@@ -38,6 +38,12 @@ export const SOURCE_EDITS: readonly SourceEdit[] = [
   },
   {
     file: 'cpu/event.cc',
+    why: 'a virtual interrupt that the guest has masked stays pending when a physical one arrives (SDM 30.2.2)',
+    find: 'if (is_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR)) {',
+    replace: 'if (is_unmasked_event_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR)) {',
+  },
+  {
+    file: 'cpu/event.cc',
     why: 'nothing can wake a halted single CPU before the next timer event: go there in one step',
     find: 'BX_TICKN(10); // when in HLT run time faster for single CPU',
     replace: 'BX_TICKN(bx_pc_system.getNumCpuTicksLeftNextEvent());',

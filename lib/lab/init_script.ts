@@ -74,6 +74,7 @@ parameters() {
 while read -r module; do
   insmod "/modules/$module.ko" $(parameters "$module") || echo "nvmx: $module could not be loaded"
 done </modules/order
+[ -b /dev/ram0 ] && mkswap /dev/ram0 >/dev/null && swapon /dev/ram0
 [ -c /dev/kvm ] || finish no-kvm
 cd ${PACKAGE_FOLDER}
 ${exports.join('\n')}

@@ -21,15 +21,16 @@ export interface LabKernel {
 
 export type KernelSpec =
   | { kind: 'running' }
-  | { kind: 'debian'; version: string }
+  | { kind: 'debian'; version: string; flavour: string }
   | { kind: 'name'; name: string }
   | { kind: 'path'; path: string };
 
 const ADVICE =
   'give a bzImage with KVM built in, the folder of an unpacked Debian kernel package, debian:VERSION, or the name ' +
   'of a kernel that nvmx kernel build made';
-const WANTED_MODULES = ['kvm', 'kvm_intel'];
-const CLOUD_IMAGE = /^linux-image-\d+\.\d+\.\d.*-cloud-amd64$/;
+/** kvm_intel brings kvm along; brd is a block device to swap to. */
+const WANTED_MODULES = ['kvm', 'kvm_intel', 'brd'];
+const CLOUD = 'cloud-amd64';
 
 /** @throws LabError when the text can mean no kernel */
 export function parseKernelSpec(text: string | undefined): KernelSpec {
@@ -42,14 +43,15 @@ export function parseKernelSpec(text: string | undefined): KernelSpec {
   }
   const version = text.slice('debian:'.length);
   if (version === '') return { kind: 'running' };
-  if (!/^[0-9][0-9A-Za-z.+~-]*$/.test(version)) {
+  const parts = /^([0-9][0-9A-Za-z.+~-]*?)(?:-((?:[a-z]+-)?amd64))?$/.exec(version);
+  if (!parts) {
     throw new LabError(
       'this is no kernel version',
       `"${version}"`,
-      'such as debian:6.12 or debian:6.12.107-1',
+      'such as debian:6.12, debian:6.12.107-1, or debian:6.12-amd64 for the image that is not the cloud image',
     );
   }
-  return { kind: 'debian', version };
+  return { kind: 'debian', version: parts[1]!, flavour: parts[2] ?? CLOUD };
 }
 
 /**
@@ -62,7 +64,7 @@ export async function prepareKernel(text: string | undefined, progress: Progress
   if (spec.kind === 'path') return await kernelAt(spec.path);
   if (spec.kind === 'name') return await namedKernel(spec.name, progress);
   const { name, version } = await resolvePackage(spec, progress);
-  const entry = await cacheEntry(`kernel/${name}_${version}`, progress, async (folder) => {
+  const entry = await cacheEntry(`kernel/${entryName({ name, version })}`, progress, async (folder) => {
     const apt = await openApt(spec.kind, progress);
     const tree = join(folder, 'tree');
     await apt.unpack(await withParts(apt, name, version), tree);
@@ -71,6 +73,11 @@ export async function prepareKernel(text: string | undefined, progress: Progress
     return { package: name, version };
   });
   return { ...(await kernelTree(entry.folder)), source: `Debian ${name} ${version}` };
+}
+
+/** The wanted modules are all that is kept of a package, so they are part of the name. */
+function entryName({ name, version }: Package): string {
+  return `${name}_${version}_${WANTED_MODULES.join('+')}`;
 }
 
 /** A plain word is a kernel that was built here, else a file or folder beside us. */
@@ -173,16 +180,17 @@ async function resolvePackage(
   progress: Progress,
 ): Promise<Package> {
   const folder = join(cacheFolder(), 'kernel');
-  const file = join(folder, `resolved-${spec.kind === 'running' ? 'running' : spec.version}.json`);
+  const file = join(
+    folder,
+    `resolved-${spec.kind === 'running' ? 'running' : `${spec.version}-${spec.flavour}`}.json`,
+  );
   const known = await readFile(file, 'utf8')
     .then((text) => JSON.parse(text) as Package)
     .catch(() => undefined);
-  const usable = known !== undefined && existsSync(join(folder, `${known.name}_${known.version}`));
+  const usable = known !== undefined && existsSync(join(folder, entryName(known)));
   if (usable && Date.now() - statSync(file).mtimeMs < RESOLVE_AFTER_MS) return known;
   try {
-    const found = await (spec.kind === 'running'
-      ? runningImage(progress)
-      : findVersion(spec.version, progress));
+    const found = await (spec.kind === 'running' ? runningImage(progress) : findVersion(spec, progress));
     await mkdir(folder, { recursive: true });
     await writeFile(file, JSON.stringify(found));
     return found;
@@ -212,20 +220,29 @@ async function runningImage(progress: Progress): Promise<Package> {
   return version;
 }
 
-async function findVersion(prefix: string, progress: Progress): Promise<Package> {
+async function findVersion(
+  { version: prefix, flavour }: Extract<KernelSpec, { kind: 'debian' }>,
+  progress: Progress,
+): Promise<Package> {
   const apt = await openApt('debian', progress);
   const names = (await apt.run('apt-cache', ['pkgnames', 'linux-image-'])).stdout.split('\n');
   const all = await versionsOf(
     apt,
-    names.filter((name) => CLOUD_IMAGE.test(name)),
+    names.filter((name) => isImage(name, flavour)),
   );
   const found = all.filter((one) => matchesVersion(one.version, prefix)).at(-1);
   if (found) return found;
   throw new LabError(
-    `Debian has no kernel ${prefix}`,
+    `Debian has no kernel ${prefix} of the flavour ${flavour}`,
     `there are: ${all.map((one) => one.version).join(', ') || 'none'}`,
     'name one of these as debian:VERSION; the beginning of a version will do',
   );
+}
+
+/** `linux-image-RELEASE-FLAVOUR`, signed and without debug information. */
+export function isImage(name: string, flavour: string): boolean {
+  const release = name.startsWith('linux-image-') && name.endsWith(`-${flavour}`);
+  return release && /^\d+\.\d+\.\d[^-]*(-\d[^-]*)?$/.test(name.slice(12, -flavour.length - 1));
 }
 
 /** A prefix ends where a number ends: 6.1 is not the beginning of 6.12. */

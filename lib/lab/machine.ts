@@ -21,7 +21,8 @@ import { type Watched, watchMachine } from './watch.ts';
 export interface LabOptions extends Progress {
   /**
    * Default: Debian's cloud image for the release this machine runs. Else the path of a bzImage with KVM built in,
-   * the folder of an unpacked Debian kernel package, or `debian:` and the beginning of a version.
+   * the folder of an unpacked Debian kernel package, or `debian:` and the beginning of a version, for another image
+   * than the cloud image with `-` and its flavour (`debian:6.12-amd64`).
    */
   readonly kernel?: string;
   /** More kernel arguments, after the lab's own: the later of two wins. Module parameters too. */
@@ -118,6 +119,9 @@ const KERNEL_ARGUMENTS = [
   // Large pages for the initramfs: half of the time to unpack Node, and fewer faults when it runs (Linux 6.14).
   'transparent_hugepage_tmpfs=always',
   'kvm_intel.nested=1',
+  // One disk of 64 MiB to swap to, in memory as it is used.
+  'brd.rd_nr=1',
+  'brd.rd_size=65536',
 ];
 const BIOS = '/usr/share/bochs/BIOS-bochs-latest';
 const VIDEO_BIOS = '/usr/share/vgabios/vgabios.bin';

@@ -10,7 +10,13 @@ import { CpioWriter } from '../../lib/lab/cpio.ts';
 import { parseCpuModels, prepareEngine } from '../../lib/lab/engine.ts';
 import { applyEdit, findTarball } from '../../lib/lab/engine_source.ts';
 import { initScript, parseMark, quote } from '../../lib/lab/init_script.ts';
-import { matchesVersion, parseKernelSpec, parseMadison, prepareKernel } from '../../lib/lab/kernel.ts';
+import {
+  isImage,
+  matchesVersion,
+  parseKernelSpec,
+  parseMadison,
+  prepareKernel,
+} from '../../lib/lab/kernel.ts';
 import { bootImages, readLinuxImage } from '../../lib/lab/linux_image.ts';
 import { loadModules, moduleDepends } from '../../lib/lab/modules.ts';
 import { CommandMissingError, run, splitLines } from '../../lib/lab/process.ts';
@@ -117,10 +123,29 @@ describe('the engine source', () => {
 describe('kernels', () => {
   test('what the text means', () => {
     expect(parseKernelSpec(undefined)).toEqual({ kind: 'running' });
-    expect(parseKernelSpec('debian:6.12')).toEqual({ kind: 'debian', version: '6.12' });
+    const cloud = { kind: 'debian', flavour: 'cloud-amd64' };
+    expect(parseKernelSpec('debian:6.12')).toEqual({ ...cloud, version: '6.12' });
+    expect(parseKernelSpec('debian:6.12.107-1')).toEqual({ ...cloud, version: '6.12.107-1' });
+    expect(parseKernelSpec('debian:7-amd64')).toEqual({ kind: 'debian', version: '7', flavour: 'amd64' });
+    expect(parseKernelSpec('debian:7.3.4-1~bpo13+1-rt-amd64')).toEqual({
+      kind: 'debian',
+      version: '7.3.4-1~bpo13+1',
+      flavour: 'rt-amd64',
+    });
     expect(parseKernelSpec('/boot/vmlinuz')).toEqual({ kind: 'path', path: '/boot/vmlinuz' });
     expect(() => parseKernelSpec('')).toThrow('no kernel is named');
     expect(() => parseKernelSpec('debian:../x')).toThrow('this is no kernel version');
+  });
+
+  test('an image of a flavour is told from the others', () => {
+    for (const release of ['6.1.0-50', '6.12.107+deb13', '6.12.12+bpo', '7.3.4+deb13']) {
+      expect(isImage(`linux-image-${release}-amd64`, 'amd64')).toBe(true);
+      expect(isImage(`linux-image-${release}-cloud-amd64`, 'amd64')).toBe(false);
+      expect(isImage(`linux-image-${release}-cloud-amd64`, 'cloud-amd64')).toBe(true);
+      expect(isImage(`linux-image-${release}-amd64-unsigned`, 'amd64')).toBe(false);
+      expect(isImage(`linux-image-${release}-amd64-dbg`, 'amd64')).toBe(false);
+    }
+    expect(isImage('linux-image-amd64', 'amd64')).toBe(false);
   });
 
   test('a version prefix ends where a number ends', () => {

@@ -3,7 +3,7 @@
 import type { Selftest } from '../engine/model.ts';
 import { apicAccessMore } from './apic_access_more.ts';
 import { access, look, type Row, ZEROES } from './apic_accesses.ts';
-import { swapSpace, twoNodes } from './guest_page.ts';
+import { pagedOut, twoNodes } from './guest_page.ts';
 import { type PageRound, type PageTest, pageTest, switchBit } from './page_rounds.ts';
 
 const CONTROL = 'secondary.virtualize-apic-accesses';
@@ -143,7 +143,7 @@ const TESTS: readonly PageTest[] = [
       { at: 'active', how: 'trap', act: ({ page }) => page.pageout() },
       { at: 'entry', how: 'trap' },
     ),
-    { requires: [swapSpace] },
+    pagedOut,
   ),
 ];
 

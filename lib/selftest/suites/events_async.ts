@@ -104,7 +104,7 @@ const INTERRUPTS: readonly ScenarioCase[] = [
   },
   {
     id: 'events/external-interrupt/halted',
-    title: 'an interrupt ends an L2 that is in the HLT state, which the exit saves',
+    title: 'an interrupt that is pending when L2 is entered in the HLT state ends it at once',
     options: () => ({ externalInterrupts: 'acknowledge', fields: { GUEST_ACTIVITY_STATE: HLT_STATE } }),
     program: (p) => p.fold(7),
     before: (bench) => bench.interrupt(VECTOR),
@@ -120,7 +120,8 @@ const INTERRUPTS: readonly ScenarioCase[] = [
       exits: ['external-interrupt info=0x80000061', 'vmcall'],
       executed: 1,
       values: [7],
-      more: { activity: HLT_STATE },
+      // Since 6.12 (__kvm_emulate_halt) such an L2 does not go to sleep at all
+      more: { activity: { oneOf: [HLT_STATE, 0] } },
     },
   },
   {

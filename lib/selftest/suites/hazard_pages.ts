@@ -11,21 +11,21 @@ import {
 import type { Vm } from '../../kvm/index.ts';
 import type { Observations, SelftestContext } from '../engine/model.ts';
 import { vmxControl } from '../engine/requirements.ts';
-import { bootL1, churn, hex, stopText } from './common.ts';
+import { bootL1, hex, stopText } from './common.ts';
 import { GuestPage, PAGE_GPA } from './guest_page.ts';
 import type { HazardTest } from './hazard.ts';
 import { NOTIFICATION, OPTIONS, POSTED_CONTROLS, post, VECTOR } from './posted.ts';
 import { isHalted, meanwhile, until } from './watchdog.ts';
 
-const VAPIC_GPA = PAGE_GPA + 0x10_0000;
-const DESCRIPTOR_GPA = PAGE_GPA + 0x20_0000;
-const ELSEWHERE = PAGE_GPA + 0x30_0000;
-const UNRELATED = PAGE_GPA + 0x40_0000;
+export const VAPIC_GPA = PAGE_GPA + 0x10_0000;
+export const DESCRIPTOR_GPA = PAGE_GPA + 0x20_0000;
+export const ELSEWHERE = PAGE_GPA + 0x30_0000;
+export const UNRELATED = PAGE_GPA + 0x40_0000;
 const VTPR = 0x80;
-const APIC = vmxControl('secondary.virtualize-apic-accesses');
-const posted = POSTED_CONTROLS.map(vmxControl);
+export const APIC = vmxControl('secondary.virtualize-apic-accesses');
+export const posted = POSTED_CONTROLS.map(vmxControl);
 
-const text = (stop: L2Stop | undefined): string => (stop ? stopText(stop) : 'no progress');
+export const text = (stop: L2Stop | undefined): string => (stop ? stopText(stop) : 'no progress');
 
 /** An L2 with posted interrupts, its two pages in memslots of their own. */
 async function postedPages(l1: L1, vm: Vm, program: (p: L2Program) => unknown) {
@@ -246,72 +246,6 @@ async function swapUnderSpin(context: SelftestContext): Promise<Observations> {
   };
 }
 
-const STORM_TURNS = 60;
-
-/** Two vCPUs in L2s that use all pages, and a host that does all it can to them. */
-async function storm(context: SelftestContext): Promise<Observations> {
-  await using machine = await bootL1(context, 2);
-  const { vm, l1 } = machine;
-  const pages = [PAGE_GPA, VAPIC_GPA, DESCRIPTOR_GPA, ELSEWHERE].map((gpa) => new GuestPage(vm, gpa));
-  const l2s = [];
-  for (const cpu of [0, 1]) {
-    l2s.push(
-      await l1.createL2(
-        {
-          cpu,
-          msrBitmap: true,
-          apicAccess: PAGE_GPA,
-          autoEoi: PAGE_GPA,
-          virtualApic: cpu === 0 ? VAPIC_GPA : ELSEWHERE,
-          // A descriptor each: they share the page
-          postedInterrupts: { vector: NOTIFICATION, descriptor: DESCRIPTOR_GPA + 64 * cpu },
-        },
-        (p) =>
-          p.loop(STORM_TURNS, (body) =>
-            body
-              .fold(cpu + 1)
-              .writeCr8(5)
-              .pause(100)
-              .vmcall(),
-          ),
-      ),
-    );
-  }
-  const host = churn(context, 2, (turn) => {
-    const page = pages[Math.floor(context.random() * pages.length)]!;
-    const how = Math.floor(context.random() * 5);
-    if (how === 0) vm.memory.add({ gpa: UNRELATED, size: 4096 }).delete();
-    else if (how === 1) page.pageout();
-    else if (how === 2) page.region.setFlags({ logDirtyPages: turn % 2 === 0 });
-    else page.discard();
-    if (how === 3) l1.signal(NOTIFICATION, turn % 2);
-  });
-  const stops = new Set<string>();
-  const policy = { 'apic-access': 'skip', 'external-interrupt': 'resume' } as const;
-  let changes = 0;
-  try {
-    await Promise.all(
-      l2s.map(async (l2) => {
-        while (!l2.progress.done) {
-          const stop = await meanwhile(context, (signal) => l2.enter({ signal, policy }));
-          stops.add(text(stop));
-          if (stop?.kind !== 'exit') break;
-        }
-      }),
-    );
-  } finally {
-    changes = await host.stop();
-  }
-  return {
-    stops: [...stops],
-    checksums: l2s.map(({ progress }) => hex(progress.checksum)),
-    executed: l2s.map(({ progress }) => progress.executed),
-    changes,
-  };
-}
-
-const repeated = (value: number) => hex(foldChecksum(Array.from({ length: STORM_TURNS }, () => value)));
-
 export const PAGE_HAZARDS: readonly HazardTest[] = [
   {
     id: 'control-off',
@@ -385,19 +319,5 @@ export const PAGE_HAZARDS: readonly HazardTest[] = [
       },
     },
     body: swapUnderSpin,
-  },
-  {
-    id: 'racing/pages',
-    title:
-      'discards, page-outs, other memslots, dirty logging and notifications beneath the L2s of two vCPUs',
-    requires: [APIC, ...posted],
-    racing: true,
-    expect: {
-      stops: ['vmcall'],
-      checksums: [repeated(1), repeated(2)],
-      executed: [5 * STORM_TURNS, 5 * STORM_TURNS],
-    },
-    body: storm,
-    evidence: ['changes'],
   },
 ];

@@ -3,5 +3,6 @@ import type { Selftest } from '../engine/model.ts';
 import { hazardTest } from './hazard.ts';
 import { EVMCS_HAZARDS } from './hazard_evmcs.ts';
 import { PAGE_HAZARDS } from './hazard_pages.ts';
+import { STORM } from './hazard_storm.ts';
 
-export const hazards: readonly Selftest[] = [...PAGE_HAZARDS, ...EVMCS_HAZARDS].map(hazardTest);
+export const hazards: readonly Selftest[] = [...PAGE_HAZARDS, STORM, ...EVMCS_HAZARDS].map(hazardTest);

@@ -181,13 +181,18 @@ const TESTS: readonly RoundsTest[] = [
     requires: [swapSpace],
     rounds: [
       round('entry', reads(STAR), set(reads(STAR))),
-      round('entry', reads(STAR), ({ page }) => page.pageout()),
-      round('active', reads(STAR), ({ page }) => page.pageout()),
+      round('entry', reads(STAR), mustPageOut),
+      round('active', reads(STAR), mustPageOut),
       round('active', [], set([])),
       round('entry', []),
     ],
   },
 ];
+
+function mustPageOut({ page }: Stage): void {
+  page.pageout();
+  if (page.pageouts.at(-1) !== 'out') throw new Error('the page stayed in memory');
+}
 
 function mustMigrate(moved: boolean): void {
   if (!moved) throw new Error('the page did not move to the other node');

@@ -6,6 +6,7 @@ import type { Selftest, Suite } from '../engine/model.ts';
 import { bootL1, hex } from './common.ts';
 import {
   Copy,
+  differing,
   HEADER,
   outcome,
   outsideVmx,
@@ -37,6 +38,9 @@ const stages = selftest({
         `size=${HEADER}`,
       ],
       room: ['ok', 'E2BIG', 'E2BIG', 'ok'],
+      // What VMCLEAR left in memory is the vmcs12 of the last state, but not launched any more
+      memoryDiffers: 1,
+      launchedDiffers: true,
       executed: 6,
     },
   },
@@ -61,12 +65,17 @@ const stages = selftest({
     take();
     await l2.continue({ signal });
     take();
+    const vmcs12 = (state: number) => bytes[state]!.subarray(HEADER);
     await l2.vmclear();
+    const memoryDiffers = differing(l1.bytes(l2.vmcs, WITH_VMCS12 - HEADER), vmcs12(5)).length;
+    const launchedDiffers = differing(vmcs12(2), vmcs12(3)).length > 0;
     take();
     await cpu.vmxoff();
     take();
     const states = bytes.map((one) => stateText(one, placesOf(l1, l2)));
-    return { observed: { states, room, executed: l2.progress.executed } };
+    return {
+      observed: { states, room, memoryDiffers, launchedDiffers, executed: l2.progress.executed },
+    };
   },
 });
 

@@ -106,8 +106,8 @@ export function outcome(action: () => unknown): string {
   }
 }
 
-/** Offsets of bytes that differ, the guest-linear address apart. */
-function differing(a: Uint8Array, b: Uint8Array, isNested: boolean): number[] {
+/** Offsets of bytes that differ, in a nested state the guest-linear address apart. */
+export function differing(a: Uint8Array, b: Uint8Array, isNested = false): number[] {
   const isNoise = (at: number) => isNested && at >= GUEST_LINEAR_ADDRESS && at < GUEST_LINEAR_ADDRESS + 8;
   const longest = Math.max(a.length, b.length);
   return Array.from({ length: longest }, (_, at) => at).filter((at) => a[at] !== b[at] && !isNoise(at));

@@ -64,9 +64,11 @@ export interface PageTest {
   readonly before?: (stage: Stage) => unknown;
   readonly rounds: readonly PageRound[];
   readonly look: (stage: Stage, round: number) => Observed;
+  /** What is looked at when all rounds are through, and what it must be. */
+  readonly after?: (stage: Stage) => Observations;
+  readonly more?: Either<ExpectationTable>;
 }
 
-/** What userspace answers to a read of memory that is not there. */
 /** An act that sets or clears a bit of a VMCS field of the stage's L2. */
 export function switchBit(field: VmcsField, bit: bigint): (on: boolean) => (stage: Stage) => Promise<void> {
   return (on) => async (stage) => {
@@ -75,6 +77,7 @@ export function switchBit(field: VmcsField, bit: bigint): (on: boolean) => (stag
   };
 }
 
+/** What userspace answers to a read of memory that is not there. */
 export const MMIO_READ = 0x5a5a_5a5a;
 const LIMIT = 24;
 
@@ -163,11 +166,12 @@ async function run(context: SelftestContext, test: PageTest): Promise<{ observed
       executed: l2.progress.executed,
       checksum: hex(l2.progress.checksum),
       nestedRun: nestedRuns(l1) - runsBefore,
+      ...test.after?.(stage),
     },
   };
 }
 
-function tableOf({ rounds }: PageTest, kind: 'stock' | 'patched'): ExpectationTable {
+function tableOf({ rounds, more = {} }: PageTest, kind: 'stock' | 'patched'): ExpectationTable {
   const program = new L2Program();
   build(program, rounds, () => 0);
   const exits = rounds.map((round) => pick(round.exits, kind));
@@ -182,13 +186,15 @@ function tableOf({ rounds }: PageTest, kind: 'stock' | 'patched'): ExpectationTa
     executed: program.length,
     checksum: hex(foldChecksum(values)),
     nestedRun: { min: vmExits + vmcalls, max: vmExits + vmcalls + refused },
+    ...pick(more, kind),
   };
 }
 
 /** A test that is a list of rounds. */
 export function pageTest(test: PageTest): Selftest {
   const { id, title, rounds, needs = [], requires = [] } = test;
-  const differ = rounds.some(({ exits, values, page }) => [exits, values, page].some(isBoth));
+  const differ =
+    isBoth(test.more) || rounds.some(({ exits, values, page }) => [exits, values, page].some(isBoth));
   const controls = new Set<ControlName>(['secondary.enable-ept', ...needs]);
   return selftest({
     id,

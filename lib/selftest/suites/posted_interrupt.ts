@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Posted interrupts (SDM vol. 3, 30.6), and what becomes of them when the descriptor's page changes.
 import type { Observed, Selftest } from '../engine/model.ts';
-import { swapSpace, twoNodes } from './guest_page.ts';
+import { hex } from './common.ts';
+import { pagedOut, twoNodes } from './guest_page.ts';
 import { type PageRound, type PageTest, pageTest, type Stage, switchBit } from './page_rounds.ts';
 import { NOTIFICATION, OPTIONS, POSTED_CONTROLS, post, VECTOR } from './posted.ts';
 import { postedInterruptMore } from './posted_interrupt_more.ts';
@@ -67,6 +68,12 @@ const swap = ({ page }: Stage) => page.swap();
 const remove = ({ page }: Stage) => page.delete();
 const add = ({ page }: Stage) => page.add();
 
+/** The notification vector while the control is off; 6.1 takes that of the last entry with it for its own. */
+const OTHER = 0x52;
+const vector =
+  (value: number) =>
+  ({ l2 }: Stage) =>
+    l2.vmwrite('POSTED_INTR_NV', value);
 const isOn = switchBit('PIN_BASED_VM_EXEC_CONTROL', 0x80n);
 
 const test = (
@@ -101,13 +108,35 @@ const replaced = (change: (stage: Stage) => unknown) =>
     { at: 'active', seen: none(3), act: notify },
   );
 
-/** The vAPIC page goes, the descriptor stays. */
-const vapicOf = {
-  options: ({ page }: Pick<Stage, 'page'>) => ({
+const VTPR = 0x80;
+
+/**
+ * The vAPIC page changes, the descriptor stays. Each round also writes its own value to CR8, which lands in VTPR of the
+ * page that the CPU uses; `old`: stock KVM still has it use the old one.
+ */
+const vapicRows = (...list: readonly (Row & { readonly old?: boolean })[]): PageRound[] => list.map(vapicRow);
+
+function vapicRow({ old = false, ...one }: Row & { readonly old?: boolean }, index: number): PageRound {
+  const cr8 = 1 + (index % 4);
+  const seen = (vtpr: number): Observed => [...(one.seen ?? []), vtpr];
+  const base = row(one);
+  return {
+    ...base,
+    run: (p, place) => base.run?.(p.writeCr8(cr8), place),
+    page: old ? { stock: seen(0), patched: seen(cr8 << 4) } : seen(cr8 << 4),
+  };
+}
+
+const vapicOf: Partial<PageTest> = {
+  options: ({ page }) => ({
     ...OPTIONS,
     virtualApic: page.gpa,
     postedInterrupts: { vector: NOTIFICATION },
   }),
+  look: (stage) => {
+    const seen = look(stage);
+    return Array.isArray(seen) ? [...seen, stage.page.view.getUint8(VTPR)] : null;
+  },
 };
 
 const TESTS: readonly PageTest[] = [
@@ -172,15 +201,29 @@ const TESTS: readonly PageTest[] = [
   ),
   test(
     'toggle',
-    'the control is off while the page is discarded; then on again with another page',
+    'control off, page discarded: the notification exits and the descriptor stays; then on again with another page',
     rows(
       { at: 'entry', seen: none(0) },
       { at: 'active', seen: none(1), act: post },
-      { at: 'entry', seen: none(1), act: all(isOn(false), discard) },
-      { at: 'active', seen: none(1), act: discard },
-      { at: 'entry', seen: none(1), act: all(swap, isOn(true)) },
+      { at: 'entry', seen: none(1), act: all(isOn(false), vector(OTHER), discard) },
+      {
+        at: 'active',
+        seen: waiting(1),
+        act: all(
+          discard,
+          ({ l2 }) => l2.postedInterrupts?.post(VECTOR),
+          ({ l1 }) => l1.signal(OTHER),
+        ),
+        exits: [`external-interrupt info=${hex(0x8000_0000 + OTHER)}`],
+      },
+      {
+        at: 'entry',
+        seen: none(1),
+        act: all(({ l1 }) => l1.cpu(0).eoi(), swap, vector(NOTIFICATION), isOn(true)),
+      },
       { at: 'active', seen: none(2), act: post },
     ),
+    { before: ({ l1 }) => l1.cpu(0).x2apicEnable() },
   ),
   ...(
     [
@@ -190,15 +233,15 @@ const TESTS: readonly PageTest[] = [
   ).map(([name, change]) =>
     test(
       `vapic/${name}`,
-      'the virtual-APIC page changes, and the posted interrupt is delivered all the same',
-      rows(
+      'the virtual-APIC page changes: CR8 goes to the new one, and the posted interrupt is delivered all the same',
+      vapicRows(
         { at: 'entry', seen: none(0) },
-        { at: 'active', seen: none(0), act: change },
-        { at: 'active', seen: none(1), act: post },
+        { at: 'active', seen: none(0), act: change, old: true },
+        { at: 'active', seen: none(1), act: post, old: true },
         { at: 'entry', seen: none(1), act: change },
         { at: 'active', seen: none(2), act: post },
-        { at: 'active', seen: none(2), act: change },
-        { at: 'active', seen: none(3), act: post },
+        { at: 'active', seen: none(2), act: change, old: true },
+        { at: 'active', seen: none(3), act: post, old: true },
       ),
       vapicOf,
     ),
@@ -221,7 +264,7 @@ const TESTS: readonly PageTest[] = [
       { at: 'entry', seen: none(0), act: ({ page }) => page.pageout() },
       { at: 'active', seen: none(1), act: all(({ page }) => page.pageout(), post) },
     ),
-    { requires: [swapSpace] },
+    pagedOut,
   ),
 ];
 

@@ -58,6 +58,12 @@ export const INSTRUCTION_POLICY = Object.fromEntries(
 const PAGE_SIZE = 4096;
 const DELIVERS_ERROR_CODE = 1 << 11;
 const VALID = 0x8000_0000;
+const IA32_VMX_EPT_VPID_CAP = 0x48c;
+const ADVANCED_INFORMATION = 1n << 22n;
+/** A linear address that was translated. */
+const TRANSLATED = 0x180n;
+/** Of bits 11:9: what L2 touches is mapped by its own paging for the supervisor, writable, executable. */
+const L2_PAGING = 0x400n;
 
 export interface TraceOptions {
   readonly signal?: AbortSignal;
@@ -89,8 +95,21 @@ function address(value: bigint | number, names: Readonly<Record<string, number>>
   return hex(value);
 }
 
-/** An exit in one line: the reason, then what the SDM defines for it and is not zero. */
-export function exitText(exit: VmExit, names: Readonly<Record<string, number>> = {}): string {
+/** Bits 11:9 that the qualification must have: with advanced information for EPT violations (SDM vol. 3, 28.2.1). */
+async function pagingBits(l2: L2, exit: VmExit): Promise<bigint> {
+  if (exit.reason !== 'ept-violation' || (exit.qualification & TRANSLATED) !== TRANSLATED) return 0n;
+  return (await l2.cpu.rdmsr(IA32_VMX_EPT_VPID_CAP)) & ADVANCED_INFORMATION ? L2_PAGING : 0n;
+}
+
+/**
+ * An exit in one line: the reason, then what the SDM defines for it and is not zero.
+ * @param known bits of an EPT violation's qualification that are as they must be, and left out
+ */
+export function exitText(
+  exit: VmExit,
+  names: Readonly<Record<string, number>> = {},
+  known: bigint = 0n,
+): string {
   const parts: string[] = [exit.reason];
   if (exit.entryFailure) parts.push('at-entry');
   const qualification = (): void => {
@@ -106,7 +125,7 @@ export function exitText(exit: VmExit, names: Readonly<Record<string, number>> =
       qualification();
       break;
     case 'ept-violation':
-      parts.push(`q=${hex(exit.qualification)}`, `gpa=${address(exit.guestPhysicalAddress, names)}`);
+      parts.push(`q=${hex(exit.qualification ^ known)}`, `gpa=${address(exit.guestPhysicalAddress, names)}`);
       break;
     case 'ept-misconfiguration':
       parts.push(`gpa=${address(exit.guestPhysicalAddress, names)}`);
@@ -156,7 +175,7 @@ export async function trace(l2: L2, options: TraceOptions = {}): Promise<Trace> 
         stop = await l2.continue(run);
       } else {
         last = stop.exit;
-        exits.push(exitText(last, names));
+        exits.push(exitText(last, names, await pagingBits(l2, last)));
         if (last.reason === 'vmcall' || last.entryFailure) break;
         if (!options.onExit && !(last.reason in policy)) break;
         await options.onExit?.(last, exits.length - 1);

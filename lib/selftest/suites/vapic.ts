@@ -2,7 +2,7 @@
 // The virtual-APIC page (SDM vol. 3, 30.1): CR8 through it, and what becomes of that when the page changes.
 import type { ControlName } from '../../guest/index.ts';
 import type { Observed, Selftest } from '../engine/model.ts';
-import { PAGE_GPA, swapSpace, twoNodes } from './guest_page.ts';
+import { PAGE_GPA, pagedOut, twoNodes } from './guest_page.ts';
 import { type PageRound, type PageTest, pageTest, type Stage, switchBit } from './page_rounds.ts';
 import { vapicMore } from './vapic_more.ts';
 
@@ -274,7 +274,7 @@ const TESTS: readonly PageTest[] = [
       { at: 'active', reads: 2, page: 0x30, act: ({ page }) => page.pageout() },
       { at: 'entry', reads: 3, page: 0x40 },
     ),
-    { requires: [swapSpace] },
+    pagedOut,
   ),
 ];
 
