@@ -37,7 +37,13 @@
         "<!(node -p \"require('node-addon-api').include_dir\")",
         'native',
       ],
-      'defines': ['NAPI_VERSION=8', 'NODE_ADDON_API_CPP_EXCEPTIONS', 'NODE_ADDON_API_DISABLE_DEPRECATED'],
+      'defines': [
+        'NAPI_VERSION=8',
+        'NODE_ADDON_API_CPP_EXCEPTIONS',
+        'NODE_ADDON_API_DISABLE_DEPRECATED',
+        # A report that comes while a worker is terminated: nobody can be told, and it must not end the process.
+        'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS',
+      ],
       # node's common.gypi sets an older standard and turns exceptions off.
       'cflags!': ['-fno-exceptions'],
       'cflags_cc!': ['-std=gnu++17', '-fno-exceptions', '-fno-rtti'],

@@ -52,6 +52,13 @@ const states = {
     vcpu.runSync();
     return [vcpu, vm, kvm];
   },
+  /** Its thread may still be looking for the next run, and the last answer be on its way. */
+  async 'awaited over and over'() {
+    const { kvm, vm, vcpu } = machine(OUT);
+    for (let i = 0; i < 100; i++) await vcpu.run();
+    quiet(vcpu.run());
+    return [vcpu, vm, kvm];
+  },
   async running() {
     const { kvm, vm, vcpu } = machine(SPIN);
     quiet(vcpu.run());

@@ -15,6 +15,7 @@ const STATES = [
   'memory',
   'idle',
   'exited',
+  'awaited over and over',
   'running',
   'filtered',
   'waiting for an event',
