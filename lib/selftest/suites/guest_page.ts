@@ -49,6 +49,12 @@ export class GuestPage {
     this.#region = undefined;
   }
 
+  /** Another slot with other memory, at the same address. */
+  replace(): void {
+    this.delete();
+    this.add();
+  }
+
   /** The slot goes elsewhere with its memory. */
   moveAway(): void {
     this.region.move(this.gpa + MOVE_STEP);
