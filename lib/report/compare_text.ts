@@ -5,8 +5,9 @@ import type { BenchComparison, Comparison, FigureComparison, TestComparison } fr
 
 const WIDTH = 72;
 
-/** 0.51 as it is read: times faster or slower. */
+/** 0.51 as it is read: times faster or slower. 0: there is nothing left of it. */
 export function describeRatio(ratio: number): string {
+  if (ratio === 0) return '0 ×';
   return ratio >= 1 ? `${ratio.toFixed(2)} ×` : `1/${(1 / ratio).toFixed(2)} ×`;
 }
 

@@ -35,8 +35,10 @@ export interface Bar {
 export function ratioBars(bars: readonly Bar[]): string {
   const [left, width, row, top] = [360, 960, 22, 24];
   const ends = bars.flatMap(({ ratio, interval }) => [ratio, ...(interval ?? [])]);
-  const reach = Math.max(1.25, ...ends.map((end) => Math.max(end, 1 / end)));
-  const { at, ticks } = logScale(1 / (reach * 1.05), reach * 1.05, left, width - 90);
+  // Nothing at all in head is a ratio of 0: its bar goes to the edge.
+  const reach = Math.max(1.25, ...ends.filter((end) => end > 0).map((end) => Math.max(end, 1 / end))) * 1.05;
+  const { at: place, ticks } = logScale(1 / reach, reach, left, width - 90);
+  const at = (ratio: number): number => place(Math.max(ratio, 1 / reach));
   const height = top + bars.length * row + 8;
   const parts = [...new Set([...ticks, 1])].map((tick) => {
     const x = number(at(tick));

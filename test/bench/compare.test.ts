@@ -91,6 +91,18 @@ describe('two benchmarks', () => {
     ]);
   });
 
+  test('what is gone entirely is faster, 0 times', () => {
+    const calls = (samples: readonly number[]) =>
+      report('k', [figure('memremap/unmanaged/memremap', samples, { unit: 'calls' })]);
+    const gone = compareReports(calls([3]), calls([0])) as BenchComparison;
+    expect(gone.figures[0]).toMatchObject({ verdict: 'faster', ratio: 0 });
+    for (const render of [renderCompareTable, renderCompareText, renderCompareMarkdown]) {
+      expect(render(gone)).toMatch(/ 0(\.000| ×)/);
+      expect(render(gone)).not.toMatch(/Infinity|NaN/);
+    }
+    expect(renderCompareHtml(gone)).not.toMatch(/Infinity|NaN/);
+  });
+
   test('a difference in module parameters is a warning', () => {
     const other = {
       ...head,
