@@ -31,6 +31,21 @@ export interface VcpuCalls {
   setRegs(): void;
 }
 
+/** Bound to their VM. */
+export interface VmCalls {
+  /** -1: the lowest free slot. The number of the slot. */
+  addMemory(
+    slot: number,
+    gpa: number,
+    size: number,
+    flags: number,
+    request: MemoryRequest | undefined,
+  ): number;
+  removeMemory(slot: number): void;
+  /** What the calls on a region take. */
+  region(slot: number): RegionHandle;
+}
+
 /** The addon's functions: handle first, structures as bytes. */
 export interface Native {
   readonly ioctls: { readonly [Scope in 'system' | 'vm' | 'vcpu']: Readonly<Record<string, number>> };
@@ -45,17 +60,7 @@ export interface Native {
 
   vmIoctl(vm: VmHandle, ioctl: number, argument?: Uint8Array | number): number;
   vmCreateVcpu(vm: VmHandle, id: number, onExit: (errno: number) => void): VcpuHandle;
-  vmAddMemory(
-    vm: VmHandle,
-    slot: number,
-    gpa: number,
-    size: number,
-    flags: number,
-    request: MemoryRequest | undefined,
-    /** Of a deleted region: it is the new one's from now on. */
-    old: RegionHandle | undefined,
-  ): RegionHandle;
-  vmRemoveMemory(vm: VmHandle, region: RegionHandle): void;
+  vmCalls(vm: VmHandle): VmCalls;
   vmStats(vm: VmHandle): StatRow[];
   vmReadStats(vm: VmHandle, words: BigUint64Array): void;
   vmClose(vm: VmHandle): void;
@@ -77,7 +82,6 @@ export interface Native {
   ): UserfaultHandle;
   regionDirtyLog(region: RegionHandle): Uint8Array;
   regionHva(region: RegionHandle): bigint;
-  regionSlot(region: RegionHandle): number;
   regionWindow(region: RegionHandle, offset: number, length: number): ArrayBuffer;
 
   timestamp(): bigint;

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { type Backing, withBacking } from './backing.ts';
 import { checkBytes, checkInteger, checkObject } from './check.ts';
-import { native, type RegionHandle, type VmHandle } from './loader.ts';
+import { native, type VmCalls, type VmHandle } from './loader.ts';
 import { encodeFlags, MemoryRegion, type RegionFlags } from './region.ts';
-
-const UNUSED_HANDLES = 16;
 
 export interface MemoryOptions extends RegionFlags {
   /** Guest-physical address, page aligned. */
@@ -19,14 +17,13 @@ export interface MemoryOptions extends RegionFlags {
 
 /** The memslots of a VM. */
 export class VmMemory {
-  readonly #vm: VmHandle;
+  readonly #calls: VmCalls;
   readonly #regions = new Set<MemoryRegion>();
-  /** Handles of deleted regions, which know that they are closed and never use them again. */
-  readonly #unused: RegionHandle[] = [];
+  readonly #forget = (region: MemoryRegion) => this.#regions.delete(region);
 
   /** @internal */
   constructor(vm: VmHandle) {
-    this.#vm = vm;
+    this.#calls = native().vmCalls(vm);
   }
 
   get regions(): readonly MemoryRegion[] {
@@ -45,14 +42,9 @@ export class VmMemory {
     const size = checkInteger('size', options.size, 0);
     const slot = options.slot === undefined ? -1 : checkInteger('slot', options.slot, 0, 0xffffffff);
     const flags = encodeFlags(options);
-    const handle = withBacking(backing, (request) =>
-      native().vmAddMemory(this.#vm, slot, gpa, size, flags, request, this.#unused.pop()),
-    );
-    const region = new MemoryRegion(handle, { slot, gpa, size, flags, backing }, (removed, its) => {
-      native().vmRemoveMemory(this.#vm, its);
-      this.#regions.delete(removed);
-      if (this.#unused.length < UNUSED_HANDLES) this.#unused.push(its);
-    });
+    const calls = this.#calls;
+    const at = withBacking(backing, (request) => calls.addMemory(slot, gpa, size, flags, request));
+    const region = new MemoryRegion(calls, at, { gpa, size, flags, backing }, this.#forget);
     this.#regions.add(region);
     return region;
   }

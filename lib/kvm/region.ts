@@ -2,7 +2,7 @@
 import { type Backing, type BackingType, backingType, withBacking } from './backing.ts';
 import { checkBytes, checkFlag, checkInteger, checkName, checkObject } from './check.ts';
 import { KvmClosedError } from './errors.ts';
-import { native, type RegionHandle } from './loader.ts';
+import { native, type RegionHandle, type VmCalls } from './loader.ts';
 import { Userfault } from './userfault.ts';
 
 const PAGE_SIZE = 4096;
@@ -46,8 +46,10 @@ export class MemoryRegion {
   readonly slot: number;
   /** Bytes. */
   readonly size: number;
-  readonly #handle: RegionHandle;
-  readonly #remove: (region: MemoryRegion, handle: RegionHandle) => void;
+  readonly #calls: VmCalls;
+  readonly #forget: (region: MemoryRegion) => void;
+  /** Made when it is needed first: it costs as much as a memslot's own objects. */
+  #handle: RegionHandle | undefined;
   #backing: Backing;
   #gpa: number;
   #flags: number;
@@ -58,22 +60,24 @@ export class MemoryRegion {
 
   /** @internal */
   constructor(
-    handle: RegionHandle,
-    options: { slot: number; gpa: number; size: number; flags: number; backing: Backing },
-    remove: (region: MemoryRegion, handle: RegionHandle) => void,
+    calls: VmCalls,
+    slot: number,
+    options: { gpa: number; size: number; flags: number; backing: Backing },
+    forget: (region: MemoryRegion) => void,
   ) {
-    this.#handle = handle;
-    this.#remove = remove;
+    this.#calls = calls;
+    this.#forget = forget;
     this.#gpa = options.gpa;
     this.#flags = options.flags;
     this.#backing = options.backing;
     this.size = options.size;
-    this.slot = options.slot < 0 ? native().regionSlot(handle) : options.slot;
+    this.slot = slot;
   }
 
   /** @internal */
   get handle(): RegionHandle {
     this.#requireOpen();
+    this.#handle ??= this.#calls.region(this.slot);
     return this.#handle;
   }
 
@@ -293,7 +297,8 @@ export class MemoryRegion {
   delete(): void {
     if (this.#closed) return;
     this.#userfault?.close();
-    this.#remove(this, this.#handle);
+    this.#calls.removeMemory(this.slot);
+    this.#forget(this);
     this.retire();
   }
 

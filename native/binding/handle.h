@@ -93,6 +93,22 @@ Napi::Value guarded(const Napi::CallbackInfo &info) {
     }
 }
 
+/// A function that is bound to `data` instead of taking a handle: checking a handle's tag costs more than a
+/// call.
+template <class T, Napi::Value (*Body)(const Napi::CallbackInfo &)>
+void define_bound(Napi::Object functions, const char *name, const std::shared_ptr<T> &data) {
+    auto owner = std::make_unique<std::shared_ptr<T>>(data);
+    Napi::Function function = Napi::Function::New<guarded<Body>>(functions.Env(), name, owner.get());
+    function.AddFinalizer([](Napi::Env, std::shared_ptr<T> *done) { delete done; }, owner.get());
+    owner.release();
+    functions.Set(name, function);
+}
+
+/// What a function was bound to.
+template <class T> T &bound(const Napi::CallbackInfo &info) {
+    return **static_cast<std::shared_ptr<T> *>(info.Data());
+}
+
 template <Napi::Value (*Body)(const Napi::CallbackInfo &)>
 void define(Napi::Env env, Napi::Object exports, const char *name) {
     exports.Set(name, Napi::Function::New<guarded<Body>>(env, name));

@@ -91,10 +91,6 @@ Napi::Value hva(const Napi::CallbackInfo &info) {
                              std::uint64_t{reinterpret_cast<std::uintptr_t>(region(info).mapping()->data())});
 }
 
-Napi::Value slot(const Napi::CallbackInfo &info) {
-    return Napi::Number::New(info.Env(), region(info).slot());
-}
-
 Napi::Value window(const Napi::CallbackInfo &info) {
     kvm::MemoryRegion &target = region(info);
     const auto offset = number(info, 1, "offset");
@@ -145,7 +141,6 @@ void define_memory(Napi::Env env, Napi::Object exports) {
     define<clear_dirty_log>(env, exports, "regionClearDirtyLog");
     define<dirty_log>(env, exports, "regionDirtyLog");
     define<hva>(env, exports, "regionHva");
-    define<slot>(env, exports, "regionSlot");
     define<window>(env, exports, "regionWindow");
 }
 

@@ -14,7 +14,7 @@ struct Calls {
 };
 
 const Calls &calls(const Napi::CallbackInfo &info) {
-    return **static_cast<std::shared_ptr<Calls> *>(info.Data());
+    return bound<Calls>(info);
 }
 
 const kvm::Fd &idle_fd(const Napi::CallbackInfo &info) {
@@ -41,15 +41,6 @@ Napi::Value set_regs(const Napi::CallbackInfo &info) {
     return {};
 }
 
-template <Napi::Value (*Body)(const Napi::CallbackInfo &)>
-void add(Napi::Object functions, const char *name, const std::shared_ptr<Calls> &calls) {
-    auto data = std::make_unique<std::shared_ptr<Calls>>(calls);
-    Napi::Function function = Napi::Function::New<guarded<Body>>(functions.Env(), name, data.get());
-    function.AddFinalizer([](Napi::Env, std::shared_ptr<Calls> *owner) { delete owner; }, data.get());
-    data.release();
-    functions.Set(name, function);
-}
-
 } // namespace
 
 Napi::Value make_vcpu_calls(const Napi::CallbackInfo &info) {
@@ -63,10 +54,10 @@ Napi::Value make_vcpu_calls(const Napi::CallbackInfo &info) {
     shared->regs = {static_cast<std::uint8_t *>(buffer.Data()), sizeof(kvm_regs)};
     shared->buffer = Napi::Reference<Napi::ArrayBuffer>::New(buffer, 1);
     Napi::Object functions = Napi::Object::New(info.Env());
-    add<ioctl>(functions, "ioctl", shared);
-    add<run_sync>(functions, "runSync", shared);
-    add<get_regs>(functions, "getRegs", shared);
-    add<set_regs>(functions, "setRegs", shared);
+    define_bound<Calls, ioctl>(functions, "ioctl", shared);
+    define_bound<Calls, run_sync>(functions, "runSync", shared);
+    define_bound<Calls, get_regs>(functions, "getRegs", shared);
+    define_bound<Calls, set_regs>(functions, "setRegs", shared);
     return functions;
 }
 

@@ -29,27 +29,35 @@ Napi::Value create_vcpu(const Napi::CallbackInfo &info) {
                                                                 info[2].As<Napi::Function>()));
 }
 
+/// The number of the slot.
 Napi::Value add_memory(const Napi::CallbackInfo &info) {
-    const auto slot = integer_argument(info, 1, "slot", -1, kMaxU32);
-    const auto gpa = static_cast<std::uint64_t>(integer_argument(info, 2, "gpa", 0, kMaxSafe));
-    const auto size = static_cast<std::uint64_t>(integer_argument(info, 3, "size", 0, kMaxSafe));
-    const auto flags = static_cast<std::uint32_t>(integer_argument(info, 4, "flags", 0, kMaxU32));
-    const kvm::MemoryRequest request = memory_request(info, 5);
-    // The handle of a deleted region can stand for the new one: an object with a finalizer is a good part of
-    // what a memslot costs.
-    auto *old = find_handle<kvm::MemoryRegion>(info.Env(), info[6]);
-    if (old && (*old)->is_live())
-        throw Napi::TypeError::New(info.Env(), "this handle stands for a memory region");
-    auto region = vm(info)->add_memory(slot, gpa, size, flags, request);
-    if (!old)
-        return make_handle(info.Env(), std::move(region));
-    *old = std::move(region);
-    return info[6];
+    const auto slot = integer_argument(info, 0, "slot", -1, kMaxU32);
+    const auto gpa = static_cast<std::uint64_t>(integer_argument(info, 1, "gpa", 0, kMaxSafe));
+    const auto size = static_cast<std::uint64_t>(integer_argument(info, 2, "size", 0, kMaxSafe));
+    const auto flags = static_cast<std::uint32_t>(integer_argument(info, 3, "flags", 0, kMaxU32));
+    const auto region = bound<kvm::Vm>(info).add_memory(slot, gpa, size, flags, memory_request(info, 4));
+    return Napi::Number::New(info.Env(), region->slot());
+}
+
+std::uint32_t slot_argument(const Napi::CallbackInfo &info) {
+    return static_cast<std::uint32_t>(integer_argument(info, 0, "slot", 0, kMaxU32));
 }
 
 Napi::Value remove_memory(const Napi::CallbackInfo &info) {
-    vm(info)->remove_memory(*handle_argument<kvm::MemoryRegion>(info, 1));
+    bound<kvm::Vm>(info).remove_memory(slot_argument(info));
     return info.Env().Undefined();
+}
+
+Napi::Value region(const Napi::CallbackInfo &info) {
+    return make_handle(info.Env(), bound<kvm::Vm>(info).memory(slot_argument(info)));
+}
+
+Napi::Value make_calls(const Napi::CallbackInfo &info) {
+    Napi::Object functions = Napi::Object::New(info.Env());
+    define_bound<kvm::Vm, add_memory>(functions, "addMemory", vm(info));
+    define_bound<kvm::Vm, remove_memory>(functions, "removeMemory", vm(info));
+    define_bound<kvm::Vm, region>(functions, "region", vm(info));
+    return functions;
 }
 
 Napi::Value stats(const Napi::CallbackInfo &info) {
@@ -71,8 +79,7 @@ Napi::Value close(const Napi::CallbackInfo &info) {
 void define_vm(Napi::Env env, Napi::Object exports) {
     define<ioctl>(env, exports, "vmIoctl");
     define<create_vcpu>(env, exports, "vmCreateVcpu");
-    define<add_memory>(env, exports, "vmAddMemory");
-    define<remove_memory>(env, exports, "vmRemoveMemory");
+    define<make_calls>(env, exports, "vmCalls");
     define<stats>(env, exports, "vmStats");
     define<read_stats>(env, exports, "vmReadStats");
     define<close>(env, exports, "vmClose");

@@ -168,9 +168,16 @@ std::shared_ptr<MemoryRegion> MemorySlots::add(const SlotOwner &owner, std::int6
     return region;
 }
 
-void MemorySlots::remove(MemoryRegion &region) {
-    region.remove();
-    slots_.erase(region.slot());
+const std::shared_ptr<MemoryRegion> &MemorySlots::at(std::uint32_t slot) const {
+    const auto found = slots_.find(slot);
+    if (found == slots_.end())
+        throw ClosedError("MemoryRegion");
+    return found->second;
+}
+
+void MemorySlots::remove(std::uint32_t slot) {
+    at(slot)->remove();
+    slots_.erase(slot);
 }
 
 void MemorySlots::close_userfaults() {

@@ -86,7 +86,9 @@ class MemorySlots {
     std::shared_ptr<MemoryRegion> add(const SlotOwner &owner, std::int64_t slot, std::uint64_t gpa,
                                       std::uint64_t size, std::uint32_t flags, const MemoryRequest &request,
                                       std::uint32_t slot_limit);
-    void remove(MemoryRegion &region);
+    /// Throws ClosedError when there is none.
+    const std::shared_ptr<MemoryRegion> &at(std::uint32_t slot) const;
+    void remove(std::uint32_t slot);
     /// Before vCPUs are stopped: one that waits in a fault cannot be kicked.
     void close_userfaults();
     /// After the VM fd is closed.

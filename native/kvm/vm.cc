@@ -27,10 +27,6 @@ std::shared_ptr<MemoryRegion> Vm::add_memory(std::int64_t slot, std::uint64_t gp
     return memory_.add({fd_, region2_}, slot, gpa, size, flags, request, slot_limit_);
 }
 
-void Vm::remove_memory(MemoryRegion &region) {
-    memory_.remove(region);
-}
-
 const Stats &Vm::stats() {
     if (!stats_)
         stats_.emplace(*fd_);

@@ -30,7 +30,9 @@ class Vm {
     /// A memslot with fresh memory; `slot` < 0 picks the lowest free number.
     std::shared_ptr<MemoryRegion> add_memory(std::int64_t slot, std::uint64_t gpa, std::uint64_t size,
                                              std::uint32_t flags, const MemoryRequest &request);
-    void remove_memory(MemoryRegion &region);
+    /// The region in a slot. Throws ClosedError when there is none.
+    const std::shared_ptr<MemoryRegion> &memory(std::uint32_t slot) const { return memory_.at(slot); }
+    void remove_memory(std::uint32_t slot) { memory_.remove(slot); }
 
     /// Opened at the first call. Throws ClosedError or KvmError.
     const Stats &stats();

@@ -14,9 +14,10 @@ TEST("slot numbers are reused from the bottom") {
     const auto one = machine.vm->add_memory(-1, 0x10000, 0x1000, 0, {.backing = kvm::Backing::Memfd});
     const auto two = machine.vm->add_memory(-1, 0x20000, 0x1000, 0, {.backing = kvm::Backing::Anonymous});
     EQUAL(two->slot(), 2u);
-    machine.vm->remove_memory(*one);
+    machine.vm->remove_memory(one->slot());
+    THROWN(kvm::ClosedError, one->memory());
     EQUAL(machine.vm->add_memory(-1, 0x10000, 0x1000, 0, {.backing = kvm::Backing::Anonymous})->slot(), 1u);
-    THROWN(kvm::ClosedError, machine.vm->remove_memory(*one));
+    THROWN(kvm::ClosedError, machine.vm->remove_memory(7));
     THROWN(kvm::RangeError,
            machine.vm->add_memory(2, 0x30000, 0x1000, 0, {.backing = kvm::Backing::Anonymous}));
 }
