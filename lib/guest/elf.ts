@@ -2,6 +2,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { LineTable } from './lines.ts';
 
 const ELF_MAGIC = 0x464c457f;
 const CLASS_64 = 2;
@@ -31,6 +32,9 @@ export class Image {
   readonly entry: number;
   readonly segments: readonly Segment[];
   readonly #symbols: readonly Symbol[];
+  /** Read at the first use: only a fault asks. */
+  readonly #debug: () => LineTable;
+  #lines: LineTable | undefined;
 
   /** @throws Error when the bytes are not a static x86-64 ELF executable */
   constructor(name: string, file: Uint8Array) {
@@ -48,6 +52,17 @@ export class Image {
     this.entry = number64(view, 24);
     this.segments = readSegments(view, file);
     this.#symbols = readSymbols(view, file);
+    this.#debug = () => {
+      const names = ['.debug_line', '.debug_line_str', '.debug_str'];
+      const [line, lineStrings, strings] = readSections(view, file, names);
+      return new LineTable({ line: line!, lineStrings: lineStrings!, strings: strings! });
+    };
+  }
+
+  /** The line of the source that an address is of, as `guests/l1/main.c:12`; undefined where there is none. */
+  line(address: bigint | number): string | undefined {
+    this.#lines ??= this.#debug();
+    return this.#lines.at(Number(address));
   }
 
   /** @throws Error when the image has no such symbol */
@@ -64,6 +79,21 @@ export class Image {
     if (!found) return undefined;
     return at === found.address ? found.name : `${found.name}+0x${(at - found.address).toString(16)}`;
   }
+}
+
+/** The contents of the named sections, empty where there is none. */
+function readSections(view: DataView, file: Uint8Array, names: readonly string[]): Uint8Array[] {
+  const table = number64(view, 40);
+  const entrySize = view.getUint16(58, true);
+  const entries = Array.from({ length: view.getUint16(60, true) }, (_, i) => table + i * entrySize);
+  const strings = entries[view.getUint16(62, true)];
+  const found = new Map<string, Uint8Array>();
+  for (const at of entries) {
+    const name = cString(file, number64(view, strings! + 24) + view.getUint32(at, true));
+    const offset = number64(view, at + 24);
+    found.set(name, file.subarray(offset, offset + number64(view, at + 32)));
+  }
+  return names.map((name) => found.get(name) ?? new Uint8Array());
 }
 
 function number64(view: DataView, offset: number): number {

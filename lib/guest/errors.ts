@@ -29,6 +29,7 @@ export interface FaultInit {
   errorCode: bigint;
   rip: bigint;
   symbol: string | undefined;
+  line: string | undefined;
   /** Meaningful for #PF only. */
   cr2?: bigint;
   /** What was being done, for the message. */
@@ -43,11 +44,14 @@ export class GuestFault extends Error {
   readonly rip: bigint;
   /** Where in the image, as `function+0x12`; undefined outside it. */
   readonly symbol: string | undefined;
+  /** Line of the image's source, as `guests/l1/main.c:12`; undefined outside it. */
+  readonly line: string | undefined;
   readonly cr2: bigint | undefined;
 
   constructor(init: FaultInit) {
     const name = VECTORS[init.vector] ?? `exception ${init.vector}`;
-    const where = `RIP 0x${init.rip.toString(16)}${init.symbol ? ` (${init.symbol})` : ''}`;
+    const known = [init.symbol, init.line].filter((part) => part !== undefined).join(', ');
+    const where = `RIP 0x${init.rip.toString(16)}${known ? ` (${known})` : ''}`;
     const address =
       init.vector === 14 && init.cr2 !== undefined ? `, address 0x${init.cr2.toString(16)}` : '';
     const during = init.during ? ` during ${init.during}` : '';
@@ -60,6 +64,7 @@ export class GuestFault extends Error {
     this.errorCode = init.errorCode;
     this.rip = init.rip;
     this.symbol = init.symbol;
+    this.line = init.line;
     this.cr2 = init.cr2;
   }
 }

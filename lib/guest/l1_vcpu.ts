@@ -224,6 +224,7 @@ export class L1Vcpu {
           errorCode: second,
           rip: third,
           symbol: this.#images.l1.locate(third),
+          line: this.#images.l1.line(third),
           cr2: this.area.inner('fault', 'fault').u64('cr2'),
           during: instruction,
         });
@@ -376,6 +377,7 @@ export class L1Vcpu {
       errorCode: record.u64('error_code'),
       rip,
       symbol: image.locate(rip),
+      line: image.line(rip),
       cr2: record.u64('cr2'),
     });
   }

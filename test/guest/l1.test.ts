@@ -111,6 +111,8 @@ describe('L1 on the local /dev/kvm', () => {
         const fault = await faultOf(cpu.call(address));
         expect(fault).toMatchObject({ level: 'L1', vector, errorCode });
         expect(fault.symbol?.split('+')[0]).toBe(name);
+        expect(fault.line).toMatch(/^guests\/common\/faults\.S:\d+$/);
+        expect(fault.message).toContain(`${fault.symbol}, ${fault.line})`);
         if (vector === 14) expect(fault.cr2).toBe(0x40_0000_0000n);
         // and L1 goes on
         expect(await cpu.read(address, 1)).toBe(BigInt(l1.bytes(address, 1)[0]!));
@@ -121,7 +123,13 @@ describe('L1 on the local /dev/kvm', () => {
     withL1(context, {}, async (l1) => {
       const code = l1.place(Uint8Array.of(0x90, 0x0f, 0x0b));
       const fault = await faultOf(l1.cpu(0).call(code));
-      expect(fault).toMatchObject({ level: 'L1', vector: 6, rip: BigInt(code + 1), symbol: undefined });
+      expect(fault).toMatchObject({
+        level: 'L1',
+        vector: 6,
+        rip: BigInt(code + 1),
+        symbol: undefined,
+        line: undefined,
+      });
     }));
 
   test('without VMX, an L2 says what is missing', (context) =>
