@@ -244,8 +244,7 @@ export class RecordView<R extends RecordName> {
   }
 
   #offset(field: FieldName<R>, index: number, width: number): number {
-    const [offset] = this.#fields[field] as readonly [number, number];
-    return offset + index * width;
+    return this.#fields[field]![0] + index * width;
   }
 
   u8(field: FieldName<R>, index = 0): number {

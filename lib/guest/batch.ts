@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { abi, RecordView, records } from './abi.ts';
+import { abi, records } from './abi.ts';
 import { type VmcsField, vmcsEncoding } from './vmcs_fields.ts';
 
 /** What VMfailInvalid, VMfailValid and an exception look like to a batch; `pending` was not reached. */
@@ -202,24 +202,31 @@ export class Batch {
 
   /** @internal Writes the records where L1 takes them from. */
   store(memory: ArrayBuffer, gpa: number): void {
-    for (const [i, { name, args, flags }] of this.#commands.entries()) {
-      const record = commandAt(memory, gpa, i);
-      record.setU16('op', abi[name]);
-      record.setU16('flags', flags);
-      record.setU32('status', abi.STATUS_PENDING);
-      for (let a = 0; a < 4; a += 1) record.setU64('a', args[a] ?? 0n, a);
-      for (let r = 0; r < 3; r += 1) record.setU64('r', 0n, r);
+    const { size, fields } = records.command;
+    const length = this.#commands.length * size;
+    new Uint8Array(memory, gpa, length).fill(0);
+    const view = new DataView(memory, gpa, length);
+    let at = 0;
+    for (const { name, args, flags } of this.#commands) {
+      view.setUint16(at + fields.op[0], abi[name], true);
+      view.setUint16(at + fields.flags[0], flags, true);
+      view.setUint32(at + fields.status[0], abi.STATUS_PENDING, true);
+      for (let a = 0; a < args.length; a += 1) view.setBigUint64(at + fields.a[0] + a * 8, args[a]!, true);
+      at += size;
     }
   }
 
   /** @internal Reads the results back. */
   results(memory: ArrayBuffer, gpa: number): CommandResult[] {
-    return this.#commands.map(({ name }, i) => {
-      const record = commandAt(memory, gpa, i);
+    const { size, fields } = records.command;
+    const view = new DataView(memory, gpa, this.#commands.length * size);
+    return this.#commands.map(({ name }, index) => {
+      const at = index * size;
+      const r = at + fields.r[0];
       return {
         command: name,
-        status: STATUSES[record.u32('status')] ?? 'bad-command',
-        values: [record.u64('r', 0), record.u64('r', 1), record.u64('r', 2)],
+        status: STATUSES[view.getUint32(at + fields.status[0], true)] ?? 'bad-command',
+        values: [view.getBigUint64(r, true), view.getBigUint64(r + 8, true), view.getBigUint64(r + 16, true)],
       };
     });
   }
@@ -228,8 +235,4 @@ export class Batch {
   argument(index: number): number {
     return Number(this.#commands[index]?.args[0] ?? 0n);
   }
-}
-
-function commandAt(memory: ArrayBuffer, gpa: number, index: number): RecordView<'command'> {
-  return new RecordView(memory, 'command', gpa + index * records.command.size);
 }

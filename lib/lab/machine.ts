@@ -55,6 +55,8 @@ export interface LabOptions extends Progress {
   readonly fetch?: readonly string[];
   /** The program's terminal. Then there are no lines: its stdin, stdout and stderr are this. */
   readonly terminal?: LabTerminal;
+  /** Text of the ES module that `argv` names, when that is no file: it may import what is beside its place. */
+  readonly program?: string;
   /** Environment of the program. */
   readonly env?: Readonly<Record<string, string>>;
   /** Told once, before the machine starts. */
@@ -110,6 +112,8 @@ const KERNEL_ARGUMENTS = [
   'rdinit=/init',
   // The emulated TSC is exact, and needs no calibration.
   'tsc=reliable',
+  // A second of the kernel's is then one of the devices': a timer goes off when the kernel thinks it should.
+  'tsc_early_khz=200000',
   'lpj=1000000',
   // These cost half of the boot in an emulator, and say nothing about KVM.
   'cryptomgr.notests',
@@ -123,6 +127,9 @@ const KERNEL_ARGUMENTS = [
   'brd.rd_nr=1',
   'brd.rd_size=65536',
 ];
+/** Giving the initramfs back page by page costs more than its 110 MiB are worth, where there is enough. */
+const ROOMY_ARGUMENT = 'retain_initrd';
+const ROOMY_MIB = 1024;
 const BIOS = '/usr/share/bochs/BIOS-bochs-latest';
 const VIDEO_BIOS = '/usr/share/vgabios/vgabios.bin';
 const NODE = '/usr/bin/node';
@@ -245,7 +252,12 @@ async function prepareParts(
   terminalPort: number | undefined,
 ): Promise<MachineParts> {
   const memoryMiB = options.memoryMiB ?? 1024;
-  const commandLine = [...KERNEL_ARGUMENTS, ...(engine.apicv ? [] : ['kvm_intel.enable_apicv=0'])].join(' ');
+  const roomy = Math.min(memoryMiB, memoryLimitMiB(options.append ?? '')) >= ROOMY_MIB;
+  const commandLine = [
+    ...KERNEL_ARGUMENTS,
+    ...(roomy ? [ROOMY_ARGUMENT] : []),
+    ...(engine.apicv ? [] : ['kvm_intel.enable_apicv=0']),
+  ].join(' ');
   const full = options.append ? `${commandLine} ${options.append}` : commandLine;
   const { rows = 24, columns = 80 } = options.terminal ?? {};
   const packed = await packCommand(command, folder, options);
@@ -282,8 +294,10 @@ async function packCommand(
 ): Promise<{ command: readonly string[]; made: Readonly<Record<string, Buffer | string>> }> {
   const [node, entry = '', ...args] = command;
   if (node !== NODE || !entry.startsWith('dist/')) return { command, made: {} };
-  const made = await packModules(PACKAGE_ROOT, entry, PACKAGE_FOLDER, join(folder, 'pack'), options);
-  if (!made) return { command, made: {} };
+  const { program } = options;
+  const made = await packModules(PACKAGE_ROOT, { entry, program }, PACKAGE_FOLDER, folder, options);
+  if (!made)
+    return { command, made: program === undefined ? {} : { [join(PACKAGE_FOLDER, entry)]: program } };
   return {
     command: [NODE, ...packedArguments(PACKAGE_FOLDER, entry, args)],
     made: Object.fromEntries(Object.entries(made).map(([name, data]) => [join(PACKAGE_FOLDER, name), data])),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { readFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Progress } from './cache.ts';
 import { run } from './process.ts';
@@ -20,11 +20,13 @@ export type PackedModule = [
   imports: Record<string, string>,
 ];
 
+/** The modules are linked by hand, which is an experimental part of Node's. */
+const PACK_FLAGS: readonly string[] = ['--experimental-vm-modules', '--no-warnings'];
 /**
- * For the maker and the loader alike: V8 takes no code that was compiled under other flags. The modules are linked by
- * hand, which is an experimental part of Node's, and the same sources give the same pack, byte for byte.
+ * The same sources give the same pack, byte for byte. Only for the maker: V8 takes no code that was compiled under
+ * other flags, and with a flag of V8's the machine's Node would compile its own modules again.
  */
-const PACK_FLAGS: readonly string[] = ['--experimental-vm-modules', '--no-warnings', '--hash-seed=1'];
+const MAKER_FLAGS: readonly string[] = [...PACK_FLAGS, '--hash-seed=1'];
 
 const LOADER_NAME = 'start.cjs';
 const PACK_NAME = 'start.pack';
@@ -36,20 +38,25 @@ export function packedArguments(folder: string, entry: string, args: readonly st
 
 /**
  * @param root the package's folder, with dist
- * @param entry program in it, such as dist/selftest/agent.js
+ * @param entry program in it, such as dist/probe/agent.js
+ * @param program its text, when it is no file
  * @param place the package's folder where it runs
- * @param file where the pack may be written meanwhile
+ * @param folder where files may be written meanwhile
  * @returns what packedArguments needs, by name; undefined when this Node cannot make a pack
  */
 export async function packModules(
   root: string,
-  entry: string,
+  { entry, program }: { readonly entry: string; readonly program?: string | undefined },
   place: string,
-  file: string,
+  folder: string,
   { signal }: Progress,
 ): Promise<Record<string, Buffer | string> | undefined> {
   const maker = join(root, 'dist/lab/pack_maker.js');
-  const made = await run(process.execPath, [...PACK_FLAGS, maker, root, entry, place, file], { signal });
+  const file = join(folder, PACK_NAME);
+  const text = join(folder, 'program.js');
+  if (program !== undefined) await writeFile(text, program);
+  const args = [maker, root, entry, place, file, ...(program === undefined ? [] : [text])];
+  const made = await run(process.execPath, [...MAKER_FLAGS, ...args], { signal });
   return made.status === 0 ? { [PACK_NAME]: await readFile(file), [LOADER_NAME]: LOADER } : undefined;
 }
 

@@ -3,6 +3,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { consoleExcerpt, LabError, type LabOptions, type LabResult, runInLab } from '../lab/index.ts';
 import { seriesForLab } from '../probe/index.ts';
+import { AGENT_PROGRAM, agentProgram, KSELFTEST_PROGRAM } from './agent_program.ts';
 import type { MachineInfo, RunEvent, Selftest, TestResult } from './engine/model.ts';
 import type { Settings } from './engine/parameters.ts';
 import { type Cursor, hasRounds, isFailure, type RunOptions, reproducer } from './engine/runner.ts';
@@ -104,7 +105,9 @@ async function runOnce(
   let ended = false;
   let running: Cursor | undefined;
   let engine = 'emulated';
-  const result = await runInLab([options.agent ?? 'dist/selftest/agent.js', JSON.stringify(job)], {
+  const program = options.programs === undefined ? agentProgram(tests) : KSELFTEST_PROGRAM;
+  const result = await runInLab([options.agent ?? AGENT_PROGRAM, JSON.stringify(job)], {
+    ...(options.agent === undefined ? { program } : {}),
     heartbeatMs: HEARTBEAT_LIMIT_MS,
     // A living machine may take its time: --duration, --repeat, a busy host.
     timeoutMs: DAY_MS,

@@ -13,11 +13,14 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { packedArguments, packModules } from '../../lib/lab/pack.ts';
+import { type PackedModule, packedArguments, packModules } from '../../lib/lab/pack.ts';
 
 const root = mkdtempSync(join(tmpdir(), 'nvmx-pack-'));
+const work = mkdtempSync(join(tmpdir(), 'nvmx-pack-work-'));
 const repository = new URL('../..', import.meta.url).pathname;
-afterAll(() => rmSync(root, { recursive: true, force: true }));
+afterAll(() => {
+  for (const folder of [root, work]) rmSync(folder, { recursive: true, force: true });
+});
 
 function sources(): void {
   mkdirSync(join(root, 'dist/sub'), { recursive: true });
@@ -30,6 +33,7 @@ function sources(): void {
       console.log(process.argv.slice(1).join(' '), sep, fs.readFileSync === all.readFileSync, double(21));
       console.log(import.meta.url, import.meta.dirname);
       console.log(await later());
+      function uncalled() { return 'never in a lazy one'; }
       throw new Error('the end');`,
     'dist/sub/other.js': `import './cycle.js';
       export const twice = (n) => 2 * n;
@@ -55,7 +59,7 @@ describe('a pack of modules', () => {
 
   beforeAll(async () => {
     sources();
-    files = (await packModules(root, 'dist/entry.js', root, join(root, 'pack'), {})) ?? {};
+    files = (await packModules(root, { entry: 'dist/entry.js' }, root, work, {})) ?? {};
     for (const [name, data] of Object.entries(files)) writeFileSync(join(root, name), data);
     // What runs from now on comes out of the pack.
     for (const path of ['dist/entry.js', 'dist/sub/other.js', 'dist/sub/cycle.js']) rmSync(join(root, path));
@@ -65,13 +69,30 @@ describe('a pack of modules', () => {
     const done = start();
     expect(done.stdout).toBe(seen);
     expect(done.stderr).toContain('Error: the end');
-    expect(done.stderr).toContain(`${root}/dist/entry.js:7`);
+    expect(done.stderr).toContain(`${root}/dist/entry.js:8`);
     expect(done.status).toBe(1);
   });
 
   test('is the same bytes each time', async () => {
     sources();
-    expect(await packModules(root, 'dist/entry.js', root, join(root, 'again'), {})).toEqual(files);
+    expect(await packModules(root, { entry: 'dist/entry.js' }, root, work, {})).toEqual(files);
+  });
+
+  test('may begin with a program that is no file', async () => {
+    sources();
+    const program = `import { twice } from './sub/other.js'; console.log(twice(4));`;
+    const own = await packModules(root, { entry: 'dist/own.js', program }, root, work, {});
+    for (const [name, data] of Object.entries(own!)) writeFileSync(join(root, name), data);
+    const done = spawnSync(process.execPath, packedArguments(root, 'dist/own.js', []), { encoding: 'utf8' });
+    for (const [name, data] of Object.entries(files)) writeFileSync(join(root, name), data);
+    expect(done.stdout).toBe('8\n');
+  });
+
+  test('holds the code of functions that nobody has called yet', () => {
+    const pack = Object.values(files).find((one) => typeof one !== 'string')!;
+    const start = 4 + pack.readUInt32LE(0);
+    const [, source, code] = (JSON.parse(pack.toString('utf8', 4, start)) as PackedModule[])[0]!;
+    expect(pack.subarray(start + source, start + source + code).includes('never in a lazy one')).toBe(true);
   });
 
   test('compiles again what V8 does not take', () => {
@@ -98,6 +119,6 @@ describe('a pack of modules', () => {
   });
 
   test('of a program that is not there is none', async () => {
-    expect(await packModules(root, 'dist/none.js', root, join(root, 'none'), {})).toBeUndefined();
+    expect(await packModules(root, { entry: 'dist/none.js' }, root, work, {})).toBeUndefined();
   });
 });

@@ -14,6 +14,11 @@ export function fixedSuite(name: string, tests: readonly Selftest[]): Suite {
   return { name, parameters: {}, tests: () => tests };
 }
 
+/** Suites by their names; one that is only a list of tests has no parameters. */
+export function suitesOf(parts: Readonly<Record<string, Suite | readonly Selftest[]>>): Suite[] {
+  return Object.entries(parts).map(([name, part]) => ('tests' in part ? part : fixedSuite(name, part)));
+}
+
 /**
  * Reads `suite.parameter=values`; values are numbers and ranges, such as `2,4,8..16`.
  *

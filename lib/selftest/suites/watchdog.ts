@@ -5,8 +5,8 @@ import type { Vcpu } from '../../kvm/index.ts';
 import type { SelftestContext } from '../engine/model.ts';
 import { stat } from './common.ts';
 
-/** What a vCPU gets to do something, in milliseconds of the machine's time; it takes one or two. */
-const PATIENCE_MS = 100;
+/** What a vCPU gets to do something, in milliseconds of the machine's time; it takes one or two, in the lab some 30. */
+const PATIENCE_MS = 500;
 
 /** Waits, a millisecond at a time, for something that needs no more than L2 or KVM running on. */
 export async function until(context: SelftestContext, holds: () => boolean): Promise<boolean> {
