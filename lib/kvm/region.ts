@@ -200,7 +200,10 @@ export class MemoryRegion {
    * @returns per page the node it is on now, or a negative errno (-ENOENT: not populated).
    */
   migrate(node: number, offset = 0, length?: number): Int32Array {
-    return native().regionMigrate(...this.#range(offset, length), checkInteger('node', node, 0, 1023));
+    const range = this.#range(offset, length);
+    native().regionMigrate(...range, checkInteger('node', node, 0, 1023));
+    // Of pages that it could not move the request says nothing
+    return native().regionMigrate(...range, -1);
   }
 
   /** move_pages without moving: per page the NUMA node it is on, or a negative errno (-ENOENT: not populated). */

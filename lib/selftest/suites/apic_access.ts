@@ -135,14 +135,14 @@ const TESTS: readonly PageTest[] = [
     'migrate',
     'the page migrates to another NUMA node: accesses trap (stock KVM pins it while L2 is active)',
     [
-      { ...access({ at: 'entry', how: 'trap' }, 0), page: 0 },
-      { ...access({ at: 'entry', how: 'trap', act: ({ page }) => page.migrate() }, 1), page: 1 },
+      { ...access({ at: 'entry', how: 'trap' }, 0), page: 'never' },
+      { ...access({ at: 'entry', how: 'trap', act: ({ page }) => page.migrate() }, 1), page: 'moved' },
       {
         ...access({ at: 'active', how: 'trap', act: ({ page }) => page.migrate() }, 2),
-        page: { stock: 1, patched: 0 },
+        page: { stock: 'stayed', patched: 'moved' },
       },
     ],
-    { requires: [twoNodes], look: ({ page }) => page.region.nodes()[0] ?? -1 },
+    { requires: [twoNodes], look: ({ page }) => page.migrations.at(-1) ?? 'never' },
   ),
   test(
     'pageout',

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A page of L1's that L0 uses to run L2, in a memslot of its own, and what the host can do to it.
-import { readFileSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
 import type { Backing, MemoryRegion, Vm } from '../../kvm/index.ts';
 import type { Requirement } from '../engine/model.ts';
 
@@ -15,6 +15,8 @@ export class GuestPage {
   #region: MemoryRegion | undefined;
   /** What each pageout() did: the page went, or it stayed. */
   readonly pageouts: ('out' | 'in')[] = [];
+  /** What each migrate() did. */
+  readonly migrations: ('moved' | 'stayed')[] = [];
 
   constructor(vm: Vm, gpa = PAGE_GPA, backing: Backing = 'anonymous') {
     this.#vm = vm;
@@ -76,16 +78,30 @@ export class GuestPage {
 
   /** madvise(MADV_PAGEOUT); Linux 6.1 needs two to write out a page that was clean. */
   pageout(): void {
-    const isIn = (): boolean => (this.region.nodes()[0] ?? -1) >= 0;
-    for (let tries = 0; tries < 2 && isIn(); tries++) this.region.pageout();
-    this.pageouts.push(isIn() ? 'in' : 'out');
+    const { region } = this;
+    for (let tries = 0; tries < 2 && isPresent(region.hva); tries++) region.pageout();
+    this.pageouts.push(isPresent(region.hva) ? 'in' : 'out');
   }
 
   /** move_pages to the other one of two nodes; returns whether it went there. */
   migrate(): boolean {
     const target = 1 - (this.region.nodes()[0] ?? 0);
-    return this.region.migrate(target)[0] === target;
+    const moved = this.region.migrate(target)[0] === target;
+    this.migrations.push(moved ? 'moved' : 'stayed');
+    return moved;
   }
+}
+
+/** This process has the page mapped: bit 63 of its entry in /proc/self/pagemap. */
+function isPresent(hva: bigint): boolean {
+  const entry = Buffer.alloc(8);
+  const file = openSync('/proc/self/pagemap', 'r');
+  try {
+    readSync(file, entry, 0, 8, (hva / BigInt(PAGE_SIZE)) * 8n);
+  } finally {
+    closeSync(file);
+  }
+  return entry.readBigUInt64LE() >> 63n === 1n;
 }
 
 function read(path: string): string {
@@ -124,5 +140,18 @@ export const pagedOut = {
   more: {
     stock: { atEntry: 'out', whileActive: { oneOf: ['out', 'in'] } },
     patched: { atEntry: 'out', whileActive: 'out' },
+  },
+} as const;
+
+/** For a page that migrates between two entries, and with L2 active, where stock KVM holds it. */
+export const migrated = {
+  requires: [twoNodes],
+  after: ({ page }: { readonly page: GuestPage }) => ({
+    atEntry: page.migrations[0] ?? 'never',
+    whileActive: page.migrations[1] ?? 'never',
+  }),
+  more: {
+    stock: { atEntry: 'moved', whileActive: 'stayed' },
+    patched: { atEntry: 'moved', whileActive: 'moved' },
   },
 } as const;

@@ -2,7 +2,7 @@
 // Posted interrupts (SDM vol. 3, 30.6), and what becomes of them when the descriptor's page changes.
 import type { Observed, Selftest } from '../engine/model.ts';
 import { hex } from './common.ts';
-import { pagedOut, twoNodes } from './guest_page.ts';
+import { migrated, pagedOut } from './guest_page.ts';
 import { type PageRound, type PageTest, pageTest, type Stage, switchBit } from './page_rounds.ts';
 import { NOTIFICATION, OPTIONS, POSTED_CONTROLS, post, VECTOR } from './posted.ts';
 import { postedInterruptMore } from './posted_interrupt_more.ts';
@@ -254,7 +254,7 @@ const TESTS: readonly PageTest[] = [
       { at: 'entry', seen: none(0), act: ({ page }) => page.migrate() },
       { at: 'active', seen: none(1), act: all(({ page }) => page.migrate(), post) },
     ),
-    { requires: [twoNodes] },
+    migrated,
   ),
   test(
     'pageout',

@@ -256,14 +256,14 @@ const TESTS: readonly PageTest[] = [
     'migrate',
     'the page migrates to another NUMA node (stock KVM pins it while L2 is active)',
     [
-      { ...tpr({ at: 'entry', reads: 0, page: null }, 0), page: 0 },
-      { ...tpr({ at: 'entry', reads: 1, page: null, act: ({ page }) => page.migrate() }, 1), page: 1 },
+      { ...tpr({ at: 'entry', reads: 0, page: null }, 0), page: 'never' },
+      { ...tpr({ at: 'entry', reads: 1, page: null, act: ({ page }) => page.migrate() }, 1), page: 'moved' },
       {
         ...tpr({ at: 'active', reads: 2, page: null, act: ({ page }) => page.migrate() }, 2),
-        page: { stock: 1, patched: 0 },
+        page: { stock: 'stayed', patched: 'moved' },
       },
     ],
-    { requires: [twoNodes], look: ({ page }) => page.region.nodes()[0] ?? -1 },
+    { requires: [twoNodes], look: ({ page }) => page.migrations.at(-1) ?? 'never' },
   ),
   test(
     'pageout',
