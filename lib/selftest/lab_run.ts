@@ -105,9 +105,8 @@ async function runOnce(
   let ended = false;
   let running: Cursor | undefined;
   let engine = 'emulated';
-  const program = options.programs === undefined ? agentProgram(tests) : KSELFTEST_PROGRAM;
   const result = await runInLab([options.agent ?? AGENT_PROGRAM, JSON.stringify(job)], {
-    ...(options.agent === undefined ? { program } : {}),
+    ...(options.agent === undefined ? { program: programOf(tests, options) } : {}),
     heartbeatMs: HEARTBEAT_LIMIT_MS,
     // A living machine may take its time: --duration, --repeat, a busy host.
     timeoutMs: DAY_MS,
@@ -132,6 +131,10 @@ async function runOnce(
     },
   });
   return { result, ended, running };
+}
+
+function programOf(tests: readonly Selftest[], { programs }: LabRunOptions): string {
+  return programs === undefined ? agentProgram(tests) : KSELFTEST_PROGRAM;
 }
 
 function labOptions({ lab, programs }: LabRunOptions): LabRunOptions['lab'] {
