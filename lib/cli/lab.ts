@@ -2,11 +2,19 @@
 import { writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { type LabOptions, type LabResult, runCommandInLab } from '../lab/index.ts';
-import { LAB_OPTIONS, labMachine, parse, progress, STATUS, UsageError, wholeNumber } from './options.ts';
+import {
+  DAY_S,
+  LAB_OPTIONS,
+  labMachine,
+  parse,
+  progress,
+  STATUS,
+  UsageError,
+  wholeNumber,
+} from './options.ts';
 
 type Verb = (args: string[], signal: AbortSignal) => Promise<number>;
 const VERBS: Record<string, Verb> = { run, shell };
-const DAY_S = 86_400;
 
 export async function labCommand(args: string[], signal: AbortSignal): Promise<number> {
   const [verb, ...rest] = args;

@@ -3,6 +3,9 @@ import { type ParseArgsConfig, parseArgs } from 'node:util';
 import type { LabOptions } from '../lab/index.ts';
 import type { MachineChoice } from '../selftest/index.ts';
 
+/** The longest limit that is taken. */
+export const DAY_S = 86_400;
+
 /** Exit statuses of every command. */
 export const STATUS = { ok: 0, failed: 1, usage: 2, machine: 3, nothingRan: 4 } as const;
 

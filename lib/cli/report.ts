@@ -20,6 +20,7 @@ import {
   type TestResult,
 } from '../selftest/index.ts';
 import {
+  DAY_S,
   LAB_OPTIONS,
   type LabValues,
   labGiven,
@@ -31,8 +32,6 @@ import {
   UsageError,
   wholeNumber,
 } from './options.ts';
-
-export const DAY_S = 86_400;
 
 export const REPORTERS = {
   spec: specReporter,

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { consoleExcerpt, LabError, runInLab } from '../lab/index.ts';
 import { probeHost } from '../probe/index.ts';
-import { labOnly, machineChoice, parse, progress, UsageError, wholeNumber } from './options.ts';
+import { DAY_S, labOnly, machineChoice, parse, progress, UsageError, wholeNumber } from './options.ts';
 import { INSIDE, labFiles, type Script, stageScript } from './run/stage.ts';
 import { STDERR_MARK } from './run/stdio_mark.ts';
 
@@ -32,8 +32,7 @@ export async function runCommand(args: string[], signal: AbortSignal): Promise<n
   }
   const machine = machineChoice(values.machine);
   labOnly(machine, { kernel: values.kernel, append: values.append });
-  const timeout =
-    values.timeout === undefined ? undefined : wholeNumber('timeout', values.timeout, 1, 86_400);
+  const timeout = values.timeout === undefined ? undefined : wholeNumber('timeout', values.timeout, 1, DAY_S);
   const inLab = machine === 'lab' || (machine === 'auto' && !probeHost().nestedVmx.usable);
 
   const temporary = mkdtempSync(join(tmpdir(), 'nvmx-run-'));

@@ -10,8 +10,8 @@ import {
   suites,
   testsOf,
 } from '../selftest/index.ts';
-import { labMachine, oneOf, parse, shard, UsageError, wholeNumber } from './options.ts';
-import { DAY_S, list, RUN_OPTIONS, runAndReport, runChoices } from './report.ts';
+import { DAY_S, labMachine, oneOf, parse, shard, UsageError, wholeNumber } from './options.ts';
+import { list, RUN_OPTIONS, runAndReport, runChoices } from './report.ts';
 
 export async function testCommand(args: string[], signal: AbortSignal): Promise<number> {
   const { values, positionals } = parse(args, {

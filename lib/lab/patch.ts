@@ -26,6 +26,8 @@ interface FileDiff {
   readonly mode: string | undefined;
   readonly hunks: readonly Hunk[];
   readonly isCopy: boolean;
+  /** Without git's header: such a diff does not tell an empty file from none. */
+  readonly isPlain: boolean;
 }
 
 const NOTHING_CHANGED = 'nothing was changed; check the order and the base of the series, or rebase it';
@@ -48,7 +50,8 @@ export function applyPatches(
       const old = file.from === undefined ? undefined : current(file.from);
       if (file.from !== undefined && !old)
         throw fails(patch, `${file.from} is not in this tree`, file.hunks[0]);
-      if (file.from === undefined && file.to !== undefined && current(file.to)?.text) {
+      const there = file.from === undefined && file.to !== undefined ? current(file.to) : undefined;
+      if (there && !(file.isPlain && there.text === '')) {
         throw fails(patch, `${file.to} is already in this tree`, file.hunks[0]);
       }
       const text = applyHunks(patch, file, old?.text ?? '');
@@ -164,7 +167,7 @@ export function parseDiff(patch: Patch): FileDiff[] {
       if (path !== undefined && (path.startsWith('/') || path.split('/').includes('..')))
         throw unusable(`${path} leaves the tree`);
     }
-    files.push({ from, to, mode, hunks, isCopy });
+    files.push({ from, to, mode, hunks, isCopy, isPlain: !isGit });
   }
   return files;
 }

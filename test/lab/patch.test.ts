@@ -189,6 +189,12 @@ diff -ruN a/gone.c b/gone.c
   test.each([
     ['a file that is not there', diff('x'), {}, `${FILE} is not in this tree`],
     ['a new file that is there', '--- /dev/null\n+++ b/f\n@@ -0,0 +1 @@\n+x\n', { f: 'y\n' }, 'f is already'],
+    [
+      "a new file of git's where an empty one is",
+      'diff --git a/f b/f\nnew file mode 100644\n--- /dev/null\n+++ b/f\n@@ -0,0 +1 @@\n+x\n',
+      { f: '' },
+      'f is already',
+    ],
     ['a path out of the tree', '--- a/../f\n+++ b/../f\n@@ -1 +1 @@\n-x\n+y\n', {}, '../f leaves the tree'],
     ['a hunk cut off', `--- a/f\n+++ b/f\n@@ -1,9 +1,9 @@\n x\n`, { f: 'x\n' }, 'is cut off'],
     ['a binary patch', 'diff --git a/f b/f\nGIT binary patch\n', { f: '' }, 'f is a binary patch'],

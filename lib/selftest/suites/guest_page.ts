@@ -130,13 +130,18 @@ export const swapSpace: Requirement = {
       : 'this machine has no swap space: swapon a device (the lab does so with CONFIG_BLK_DEV_RAM)',
 };
 
+/** What the first of a page's changes did, between two entries, and the second, with L2 active. */
+const changesOf =
+  (list: (page: GuestPage) => readonly string[]) =>
+  ({ page }: { readonly page: GuestPage }) => ({
+    atEntry: list(page)[0] ?? 'never',
+    whileActive: list(page)[1] ?? 'never',
+  });
+
 /** For a page that goes out between two entries, then with L2 active: stock KVM pins it there from 6.13 on. */
 export const pagedOut = {
   requires: [swapSpace],
-  after: ({ page }: { readonly page: GuestPage }) => ({
-    atEntry: page.pageouts[0] ?? 'never',
-    whileActive: page.pageouts[1] ?? 'never',
-  }),
+  after: changesOf((page) => page.pageouts),
   more: {
     stock: { atEntry: 'out', whileActive: { oneOf: ['out', 'in'] } },
     patched: { atEntry: 'out', whileActive: 'out' },
@@ -146,10 +151,7 @@ export const pagedOut = {
 /** For a page that migrates between two entries, and with L2 active, where stock KVM holds it. */
 export const migrated = {
   requires: [twoNodes],
-  after: ({ page }: { readonly page: GuestPage }) => ({
-    atEntry: page.migrations[0] ?? 'never',
-    whileActive: page.migrations[1] ?? 'never',
-  }),
+  after: changesOf((page) => page.migrations),
   more: {
     stock: { atEntry: 'moved', whileActive: 'stayed' },
     patched: { atEntry: 'moved', whileActive: 'moved' },

@@ -155,7 +155,7 @@ const TESTS: readonly PageTest[] = [
     'the memslot is deleted and comes back; without it L2 runs until a notification needs it',
     rows(
       { at: 'entry', seen: none(0) },
-      { at: 'active', seen: none(0), act: all(remove, add) },
+      { at: 'active', seen: none(0), act: ({ page }) => page.replace() },
       { at: 'active', seen: waiting(0), patched: none(1), act: post },
       { at: 'entry', seen: null, act: remove },
       { at: 'active', act: notify, exits: ['internal-error 1'] },

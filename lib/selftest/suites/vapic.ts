@@ -138,8 +138,7 @@ const TESTS: readonly PageTest[] = [
         page: 0,
         patched: { reads: 0, page: 0x20 },
         act: ({ page }) => {
-          page.delete();
-          page.add();
+          page.replace();
         },
       },
       { at: 'entry', reads: 0, page: 0x30, patched: { reads: 2, page: 0x30 } },
