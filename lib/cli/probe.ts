@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describeLab, LabError, runInLab } from '../lab/index.ts';
-import { type HostProbe, probeHost, seriesForLab } from '../probe/index.ts';
+import { type HostProbe, probeDeeply, probeHost, seriesForLab } from '../probe/index.ts';
 import { renderProbe } from '../report/index.ts';
 import {
   LAB_OPTIONS,
@@ -22,9 +22,8 @@ export async function probeCommand(args: string[], signal: AbortSignal): Promise
   });
   const machine = machineChoice(values.machine);
   labOnly(machine, labGiven(values));
-  const host = probeHost();
-  const inLab = machine === 'lab' || (machine === 'auto' && !host.nestedVmx.usable);
-  const probe = inLab ? await probeLab(values, signal) : host;
+  const inLab = machine === 'lab' || (machine === 'auto' && !probeHost().nestedVmx.usable);
+  const probe = inLab ? await probeLab(values, signal) : await probeDeeply();
   const kind = inLab ? 'lab' : 'host';
   if (values.json) {
     process.stdout.write(`${JSON.stringify({ machine: kind, ...probe }, null, 2)}\n`);

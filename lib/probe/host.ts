@@ -3,7 +3,14 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { release, version } from 'node:os';
 import { offeredControls, VMX_CAPABILITY_MSRS } from '../guest/index.ts';
 import { type CapabilityName, Kvm, KvmError, type Vm } from '../kvm/index.ts';
-import { type Fingerprint, fingerprint, readStructs } from './fingerprint.ts';
+import { observeBehaviours } from './behaviour.ts';
+import {
+  type Fingerprint,
+  type FingerprintSources,
+  fingerprint,
+  readStructs,
+  readSymbols,
+} from './fingerprint.ts';
 
 export interface CpuProbe {
   readonly vendor: string;
@@ -59,6 +66,19 @@ const CAPABILITIES = [
 
 /** Looks at this machine. Never throws for what a machine may lack: the lack is in the result. */
 export function probeHost(devicePath = '/dev/kvm'): HostProbe {
+  return look(devicePath).probe;
+}
+
+/** The same, and looks for the series wherever it may show: the kernel's symbols, and what L2s see. */
+export async function probeDeeply(devicePath = '/dev/kvm'): Promise<HostProbe> {
+  const { probe, sources } = look(devicePath);
+  const symbols = sources.structs ? { notes: [] } : readSymbols();
+  const seen = probe.nestedVmx.usable ? await observeBehaviours(probe) : { notes: [] };
+  const notes = [...sources.notes, ...symbols.notes, ...seen.notes];
+  return { ...probe, fingerprint: fingerprint({ ...sources, ...symbols, ...seen, notes }) };
+}
+
+function look(devicePath: string): { probe: HostProbe; sources: FingerprintSources } {
   const cpu = probeCpu();
   const parameters = readParameters();
   const backend = findBackend();
@@ -79,28 +99,25 @@ export function probeHost(devicePath = '/dev/kvm'): HostProbe {
     const problem =
       device === 'unusable' ? `${devicePath} is no usable KVM device: ${error.message}` : error.message;
     const kvm: KvmProbe = { ...common, device, problem, capabilities: {} };
-    return {
-      kernel,
-      cpu,
-      kvm,
-      nestedVmx: { usable: false, reason: problem },
-      vmxControls: {},
-      fingerprint: fingerprint(structs),
-    };
+    const nestedVmx = { usable: false, reason: problem };
+    const probe = { kernel, cpu, kvm, nestedVmx, vmxControls: {}, fingerprint: fingerprint(structs) };
+    return { probe, sources: structs };
   }
   using opened = handle;
   const capabilities: Record<string, number> = {};
   for (const name of CAPABILITIES) capabilities[name] = opened.checkExtension(name);
   const kvm: KvmProbe = { ...common, device: 'ok', apiVersion: opened.apiVersion, capabilities };
   const vmStats = readVmStatNames(opened);
-  return {
+  const sources = { ...structs, ...(vmStats === undefined ? {} : { vmStats }) };
+  const probe = {
     kernel,
     cpu,
     kvm,
     nestedVmx: nestedVmx(cpu, kvm),
     vmxControls: readControls(opened),
-    fingerprint: fingerprint({ ...structs, ...(vmStats === undefined ? {} : { vmStats }) }),
+    fingerprint: fingerprint(sources),
   };
+  return { probe, sources };
 }
 
 function deviceState(error: KvmError): 'missing' | 'denied' | 'unusable' {

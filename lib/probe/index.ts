@@ -6,8 +6,10 @@ export {
   fingerprint,
   type PatchFinding,
 } from './fingerprint.ts';
-export { type CpuProbe, type HostProbe, type KvmProbe, probeHost } from './host.ts';
+export { type CpuProbe, type HostProbe, type KvmProbe, probeDeeply, probeHost } from './host.ts';
 export {
+  type BehaviourName,
+  type Change,
   type KernelKind,
   readSeries,
   type Series,

@@ -1,14 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 import { readFileSync } from 'node:fs';
 
-/** The two answers a kernel can give to the series' tests. */
+/** The two answers a kernel can give to a test of the series. */
 export type KernelKind = 'stock' | 'patched';
+
+/** What of the series a test's answer depends on; a series in review may be in a kernel in part. */
+export const CHANGES = ['msr-bitmap', 'pages', 'evmcs', 'contexts'] as const;
+export type Change = (typeof CHANGES)[number];
 
 /** One trace a patch of the series leaves where userspace can see it. */
 export type Trace =
   | { readonly kind: 'vm-stat'; readonly name: string }
-  | { readonly kind: 'btf-member'; readonly struct: string; readonly member: string }
-  | { readonly kind: 'btf-struct'; readonly struct: string };
+  /** `without`: a member of older kernels' struct, which had the other one too. */
+  | {
+      readonly kind: 'btf-member';
+      readonly struct: string;
+      readonly member: string;
+      readonly without?: string;
+    }
+  | { readonly kind: 'btf-struct'; readonly struct: string }
+  /** A function that the compiler cannot leave out: global, or reached by a pointer. */
+  | { readonly kind: 'symbol'; readonly name: string }
+  /** What an L2 sees. Says nothing of how the kernel does it, so no test's table is chosen by it. */
+  | { readonly kind: 'behaviour'; readonly name: BehaviourName };
+
+export const BEHAVIOURS = ['discarded-page-traps', 'unaligned-evmcs-refused'] as const;
+export type BehaviourName = (typeof BEHAVIOURS)[number];
 
 export interface SeriesPatch {
   /** Its number in the posted series. */
@@ -25,8 +42,8 @@ export interface SeriesPatch {
 export interface Series {
   readonly title: string;
   readonly patches: readonly SeriesPatch[];
-  /** The patches whose presence decides which answers the APIC-access and L2-switch tests expect. */
-  readonly deciding: readonly number[];
+  /** The patch that makes each change. */
+  readonly changes: Readonly<Record<Change, number>>;
   /** VM statistics of the nested context table. */
   readonly contextStats: { readonly reuse: string; readonly recycle: string };
   /** Contexts the table holds for each vCPU of a VM (uapi KVM_NESTED_OVERSUB_RATIO). */
@@ -74,7 +91,7 @@ type Json = Readonly<Record<string, unknown>>;
 
 function findWrong(value: unknown): string | undefined {
   if (!isObject(value)) return 'it is not a JSON object';
-  const { title, patches, deciding, contextStats, contextsPerCpu } = value;
+  const { title, patches, changes, contextStats, contextsPerCpu } = value;
   if (typeof title !== 'string') return '"title" is not a text';
   if (!Array.isArray(patches) || patches.length === 0) return '"patches" is not a list';
   for (const [index, patch] of patches.entries()) {
@@ -82,8 +99,8 @@ function findWrong(value: unknown): string | undefined {
     if (wrong !== undefined) return `patches[${index}]: ${wrong}`;
   }
   const numbers = new Set(patches.map((patch: SeriesPatch) => patch.patch));
-  if (!Array.isArray(deciding) || deciding.length === 0 || !deciding.every((one) => numbers.has(one))) {
-    return '"deciding" is not a list of numbers of its patches';
+  if (!isObject(changes) || !CHANGES.every((change) => numbers.has(changes[change] as number))) {
+    return `"changes" does not give ${CHANGES.join(', ')} the number of one of its patches each`;
   }
   if (!isObject(contextStats) || !texts(contextStats, 'reuse', 'recycle')) {
     return '"contextStats" does not name "reuse" and "recycle"';
@@ -100,18 +117,22 @@ function findWrongPatch(patch: unknown): string | undefined {
   const bad = traces.findIndex((trace) => !isTrace(trace));
   return bad < 0
     ? undefined
-    : `traces[${bad}] is no {kind: "vm-stat", name}, {kind: "btf-struct", struct} or {kind: "btf-member", struct, member}`;
+    : `traces[${bad}] is no {kind: "vm-stat", name}, {kind: "btf-struct", struct}, {kind: "btf-member", struct, member}, ` +
+        `{kind: "symbol", name} or {kind: "behaviour", name: ${BEHAVIOURS.map((name) => `"${name}"`).join(' or ')}}`;
 }
 
 function isTrace(trace: unknown): boolean {
   if (!isObject(trace)) return false;
   switch (trace['kind']) {
     case 'vm-stat':
+    case 'symbol':
       return texts(trace, 'name');
+    case 'behaviour':
+      return BEHAVIOURS.some((name) => name === trace['name']);
     case 'btf-struct':
       return texts(trace, 'struct');
     case 'btf-member':
-      return texts(trace, 'struct', 'member');
+      return texts({ without: '', ...trace }, 'struct', 'member', 'without');
     default:
       return false;
   }

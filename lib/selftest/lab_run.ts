@@ -156,7 +156,6 @@ function crashed(
   options: LabRunOptions,
   machine: MachineInfo,
 ): TestResult {
-  const kind = options.expect === 'auto' ? machine.fingerprint.kind : options.expect;
   const how =
     result.outcome === 'exited'
       ? `the test process ended with status ${result.exitStatus}`
@@ -167,7 +166,7 @@ function crashed(
     ...(hasRounds(options) ? { iteration } : {}),
     verdict: result.outcome === 'exited' ? 'error' : 'crash',
     reason: `${how}; console (whole in ${result.consoleFile}):\n${consoleExcerpt(result.console)}`,
-    expectation: expectationFor(test.expectations, kind).name,
+    expectation: expectationFor(test.expectations, options.expect, machine.fingerprint).name,
     evidence: {},
     durationMs: result.wallMs,
     ...(test.racing ? { seed } : {}),

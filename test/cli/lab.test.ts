@@ -149,6 +149,17 @@ describe.skipIf(!lab.possible)('nvmx in the lab', { timeout: 600_000 }, () => {
       state: 'present',
       evidence: ['BTF nested_vmx.vmxon: there'],
     });
+    expect(
+      probe.fingerprint.patches.slice(2, 6).map((patch: { evidence: string[] }) => patch.evidence),
+    ).toEqual([
+      ['BTF kvm_x86_nested_ops.is_nested_state_invalid: not there'],
+      [
+        'BTF nested_vmx.apic_access_page_cache: not there',
+        'behaviour discarded-page-traps: not seen, an L2 ran',
+      ],
+      ['BTF nested_vmx.hv_clean_fields: not there'],
+      ['BTF nested_vmx.hv_evmcs_cache: not there', 'behaviour unaligned-evmcs-refused: not seen, an L2 ran'],
+    ]);
     expect(probe.fingerprint.kind).toBe('stock');
   });
 

@@ -30,7 +30,13 @@ const machine: RunEvent = {
     kernel: 'k',
     cpu: 'c',
     parameters: {},
-    fingerprint: { kind: 'stock', certain: true, patches: [], sources: [] },
+    fingerprint: {
+      kind: 'stock',
+      changes: { 'msr-bitmap': 'stock', pages: 'stock', evmcs: 'stock', contexts: 'stock' },
+      certain: true,
+      patches: [],
+      sources: [],
+    },
   },
 };
 const passed = (id: string): TestResult => ({

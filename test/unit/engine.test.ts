@@ -128,7 +128,7 @@ describe('runHere', () => {
 
   test('the expected table can be chosen against the fingerprint', async () => {
     const both = named('both', () => ({ value: 1 }), {
-      expectations: { stock: { value: 1 }, patched: { value: 2 } },
+      expectations: { change: 'pages', stock: { value: 1 }, patched: { value: 2 } },
     });
     const run = async (expect: RunOptions['expect']): Promise<unknown[]> => {
       const [result] = await runHere([both], probe, { ...options, expect }, () => {});
@@ -136,6 +136,21 @@ describe('runHere', () => {
     };
     expect(await run('stock')).toEqual(['pass', 'stock', 'stock behaviour (unpatched)']);
     expect(await run('patched')).toEqual(['fail', 'patched', 'value: expected 2, seen 1 (table "patched")']);
+  });
+
+  test('a kernel with a part of the series is judged change by change', async () => {
+    const changes = { ...probe.fingerprint.changes, pages: 'patched', evmcs: 'stock' } as const;
+    const part = { ...probe, fingerprint: { ...probe.fingerprint, changes } };
+    const tests = (['pages', 'evmcs'] as const).map((change) =>
+      named(change, () => ({ value: 2 }), {
+        expectations: { change, stock: { value: 1 }, patched: { value: 2 } },
+      }),
+    );
+    const results = await runHere(tests, part, options, () => {});
+    expect(results.map(({ verdict, expectation }) => [verdict, expectation])).toEqual([
+      ['pass', 'patched'],
+      ['fail', 'stock'],
+    ]);
   });
 });
 

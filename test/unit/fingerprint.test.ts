@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { structMembers } from '../../lib/probe/btf.ts';
-import { fingerprint } from '../../lib/probe/fingerprint.ts';
+import { type Fingerprint, fingerprint, type PatchFinding } from '../../lib/probe/fingerprint.ts';
 import { readSeries } from '../../lib/probe/series.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'nvmx-btf-'));
@@ -74,7 +74,8 @@ describe('structMembers', () => {
 });
 
 describe('fingerprint', () => {
-  const stockStructs = new Map([['nested_vmx', new Set(['vmxon', 'pi_desc'])]]);
+  const find = (found: Fingerprint, number: number): PatchFinding =>
+    found.patches.find(({ patch }) => patch === number)!;
 
   test('no source: stock is only assumed', () => {
     const found = fingerprint({ notes: [] });
@@ -89,25 +90,72 @@ describe('fingerprint', () => {
   });
 
   test('either trace of a deciding patch makes it patched', () => {
+    const structsOfOthers = new Map([['nested_vmx', new Set(['vmxon', 'pi_desc'])]]);
     const byStat = fingerprint({
       vmStats: new Set(['nested_context_reuse']),
-      structs: stockStructs,
+      structs: structsOfOthers,
       notes: [],
     });
-    expect([byStat.kind, byStat.certain]).toEqual(['patched', true]);
+    expect([byStat.changes.contexts, byStat.certain]).toEqual(['patched', true]);
     const structs = new Map([['nested_vmx', new Set(['apic_access_page_cache'])]]);
     const byBtf = fingerprint({ vmStats: new Set(), structs, notes: [] });
-    expect(byBtf.kind).toBe('patched');
-    expect(byBtf.patches.find((patch) => patch.patch === 4)?.evidence).toEqual([
-      'BTF nested_vmx.apic_access_page_cache: there',
-    ]);
+    expect(byBtf.changes.pages).toBe('patched');
+    expect(find(byBtf, 4).evidence).toEqual(['BTF nested_vmx.apic_access_page_cache: there']);
   });
 
-  test('a patch that does not decide leaves the kernel stock', () => {
-    const structs = new Map([['nested_vmx', new Set(['msr_bitmap_cache'])]]);
+  test('a part of the series: each change has its own answer', () => {
+    const structs = new Map([
+      ['nested_vmx', new Set(['msr_bitmap_cache', 'apic_access_page_cache'])],
+      ['gfn_to_pfn_cache', new Set(['vcpu'])],
+    ]);
     const found = fingerprint({ vmStats: new Set(), structs, notes: [] });
-    expect(found.kind).toBe('stock');
-    expect(found.patches.find((patch) => patch.patch === 1)?.state).toBe('present');
+    expect(found.kind).toBe('partly patched');
+    expect(found.changes).toEqual({
+      'msr-bitmap': 'patched',
+      pages: 'patched',
+      evmcs: 'stock',
+      contexts: 'stock',
+    });
+  });
+
+  test('what is unknown follows from the patches around it', () => {
+    const late = fingerprint({ vmStats: new Set(['nested_context_reuse']), notes: [] });
+    expect([late.kind, late.certain]).toEqual(['patched', true]);
+    expect(find(late, 1)).toMatchObject({
+      state: 'present',
+      evidence: [
+        'BTF nested_vmx.msr_bitmap_cache: cannot be looked up here',
+        'patch 8 is there, which comes after it',
+      ],
+    });
+    expect(find(late, 9).state).toBe('unknown');
+    const early = fingerprint({ symbols: new Set(['__kvm_gpc_init']), notes: [] });
+    expect([1, 2, 3, 4, 7, 8, 9].map((patch) => find(early, patch).state)).toEqual([
+      'present',
+      'present',
+      ...Array.from({ length: 5 }, () => 'absent'),
+    ]);
+    expect(find(early, 4).evidence.at(-1)).toBe('patch 3 is not there');
+  });
+
+  test('a member that older kernels had in another struct of that name', () => {
+    const cache = (...members: string[]) =>
+      fingerprint({ structs: new Map([['gfn_to_pfn_cache', new Set(members)]]), notes: [] });
+    expect(find(cache('vcpu', 'usage'), 2)).toMatchObject({
+      state: 'absent',
+      evidence: ['BTF gfn_to_pfn_cache.vcpu without usage: not there'],
+    });
+    expect(find(cache('vcpu'), 2).state).toBe('present');
+  });
+
+  test('what an L2 saw, and what nobody tried', () => {
+    const behaviours = new Map([['discarded-page-traps', true]] as const);
+    const found = fingerprint({ behaviours, notes: [] });
+    expect(find(found, 4)).toMatchObject({
+      state: 'present',
+      evidence: [expect.stringContaining('BTF'), 'behaviour discarded-page-traps: seen, an L2 ran'],
+    });
+    expect(find(found, 7)).toMatchObject({ state: 'unknown', evidence: [expect.stringContaining('BTF')] });
   });
 });
 
@@ -120,7 +168,8 @@ describe('the names of a series', () => {
       ...own,
       patches: [{ patch: 3, title: 't', traces: [{ kind: 'vm-stat', name: 'new' }] }],
     };
-    process.env['NVMX_SERIES'] = written({ ...renamed, deciding: [3] });
+    const changes = { 'msr-bitmap': 3, pages: 3, evmcs: 3, contexts: 3 };
+    process.env['NVMX_SERIES'] = written({ ...renamed, changes });
     try {
       expect(fingerprint({ vmStats: new Set(['new']), notes: [] })).toMatchObject({
         kind: 'patched',
@@ -141,7 +190,11 @@ describe('the names of a series', () => {
       { ...own, patches: [{ patch: 1, title: 't', traces: [{ kind: 'btf-member', struct: 's' }] }] },
       'traces[0] is no',
     ],
-    [{ ...own, deciding: [5] }, '"deciding" is not a list of numbers of its patches'],
+    [
+      { ...own, patches: [{ patch: 1, title: 't', traces: [{ kind: 'behaviour', name: 'nice' }] }] },
+      '{kind: "behaviour", name: "discarded-page-traps" or ',
+    ],
+    [{ ...own, changes: { ...own.changes, pages: 5 } }, '"changes" does not give msr-bitmap, pages, evmcs'],
     [{ ...own, contextStats: { reuse: 'a' } }, '"contextStats" does not name'],
     [{ ...own, contextsPerCpu: 0 }, '"contextsPerCpu" is not a whole number'],
     [[], 'it is not a JSON object'],

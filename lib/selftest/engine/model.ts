@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { Fingerprint, HostProbe, KernelKind } from '../../probe/index.ts';
+import type { Change, Fingerprint, HostProbe, KernelKind } from '../../probe/index.ts';
 
 /** Version of the JSON result file; readers refuse a major they do not know. */
 export const RESULT_SCHEMA = 'nvmx-result/1';
@@ -33,7 +33,8 @@ export type ExpectationName = KernelKind | 'any';
 
 export type Expectations =
   | { readonly any: ExpectationTable }
-  | { readonly [K in KernelKind]: ExpectationTable };
+  /** `patched` is right where this change of the series is in the kernel. */
+  | ({ readonly change: Change } & { readonly [K in KernelKind]: ExpectationTable });
 
 /** Something a test needs from the machine. `missing` says what is lacking and how to get it, or nothing. */
 export interface Requirement {

@@ -91,8 +91,7 @@ async function runOne(
   options: RunOptions,
   log: KernelLog,
 ): Promise<TestResult[]> {
-  const kind = options.expect === 'auto' ? probe.fingerprint.kind : options.expect;
-  const { name: expectation, table } = expectationFor(test.expectations, kind);
+  const { name: expectation, table } = expectationFor(test.expectations, options.expect, probe.fingerprint);
   const seed = (options.seed + iteration - 1) % 2 ** 32;
   const base = {
     id: test.id,

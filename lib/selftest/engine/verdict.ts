@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { KernelKind } from '../../probe/index.ts';
+import type { Fingerprint, KernelKind } from '../../probe/index.ts';
 import type {
   ExpectationName,
   Expectations,
@@ -16,13 +16,15 @@ export interface Mismatch {
   readonly seen: string;
 }
 
+/** The table to judge by: the one asked for, or with `auto` that of the kernel with this fingerprint. */
 export function expectationFor(
   expectations: Expectations,
-  kind: KernelKind,
+  expect: KernelKind | 'auto',
+  { changes }: Fingerprint,
 ): { name: ExpectationName; table: ExpectationTable } {
-  return 'any' in expectations
-    ? { name: 'any', table: expectations.any }
-    : { name: kind, table: expectations[kind] };
+  if ('any' in expectations) return { name: 'any', table: expectations.any };
+  const kind = expect === 'auto' ? changes[expectations.change] : expect;
+  return { name: kind, table: expectations[kind] };
 }
 
 /**

@@ -275,6 +275,7 @@ export const apicAccessMore: readonly Selftest[] = [
     title: 'the page is discarded while the L2s of two vCPUs are active with it',
     requires,
     expectations: {
+      change: 'pages',
       stock: { exits: [2, 2, 0, 0, 2, 2, 2, 2], executed: [11, 11] },
       patched: { exits: [2, 2, 2, 2, 2, 2, 2, 2], executed: [11, 11] },
     },
@@ -286,6 +287,7 @@ export const apicAccessMore: readonly Selftest[] = [
     requires,
     racing: true,
     expectations: {
+      change: 'pages',
       stock: {
         ...RACE_RIGHT,
         fromMemory: { min: 1, max: RACED - 1 },

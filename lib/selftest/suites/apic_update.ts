@@ -165,6 +165,7 @@ export const apicUpdate: readonly Selftest[] = [
     title: 'the APIC-access page is discarded by the host between L2 writes',
     requires,
     expectations: {
+      change: 'pages',
       patched: {
         apicAccessExits: WRITES,
         mmioExits: 0,
@@ -195,6 +196,7 @@ export const apicUpdate: readonly Selftest[] = [
     requires,
     racing: true,
     expectations: {
+      change: 'pages',
       patched: {
         apicAccessExits: WRITES,
         mmioExits: 0,

@@ -62,7 +62,13 @@ const POINTER_CASES: readonly ScenarioCase[] = [
     before: (bench) => point(bench, bench.l2.vmcs + 8),
     after: (bench) => ({ offset: pointer(bench) - bench.l2.vmcs }),
     expect: { exits: ['vmcall'], executed: 1, values: [7], more: { offset: 8 } },
-    patched: { exits: ['L1 exception 6 code=0x0'], executed: 0, values: [], more: { offset: 8 } },
+    patched: {
+      change: 'evmcs',
+      exits: ['L1 exception 6 code=0x0'],
+      executed: 0,
+      values: [],
+      more: { offset: 8 },
+    },
   },
   {
     id: 'evmcs/page-swap',
@@ -86,7 +92,7 @@ const POINTER_CASES: readonly ScenarioCase[] = [
     },
     after: (bench, last) => ({ ...bench.results, after: Number((last?.registers.rax ?? 0n) & 0xffn) }),
     expect: { exits: ['vmcall'], more: { before: 1, after: 2 } },
-    patched: { exits: ['vmcall'], more: { before: 1, after: 3 } },
+    patched: { change: 'evmcs', exits: ['vmcall'], more: { before: 1, after: 3 } },
   },
 ];
 

@@ -3,7 +3,6 @@
 import { foldChecksum, vmcallRegsValues } from '../../guest/index.ts';
 import { selftest } from '../engine/define.ts';
 import type {
-  Expectations,
   ExpectationTable,
   Observations,
   Requirement,
@@ -26,14 +25,14 @@ async function aftermath(context: SelftestContext): Promise<string> {
 }
 const HEALTHY = `vmcall vmcall ${CHECKSUM}`;
 
+type Both = { readonly stock: ExpectationTable; readonly patched: ExpectationTable };
+
 export interface HazardTest {
   readonly id: string;
   readonly title: string;
   readonly requires?: readonly Requirement[];
   readonly racing?: boolean;
-  readonly expect:
-    | ExpectationTable
-    | { readonly stock: ExpectationTable; readonly patched: ExpectationTable };
+  readonly expect: ExpectationTable | Both;
   readonly body: (context: SelftestContext) => Promise<Observations>;
   /** Of the body's observations, those that are not judged. */
   readonly evidence?: readonly string[];
@@ -43,8 +42,7 @@ export interface HazardTest {
 export function hazardTest(test: HazardTest): Selftest {
   const { id, title, requires = [], racing = false, expect, evidence = [] } = test;
   const more = (table: ExpectationTable): ExpectationTable => ({ ...table, afterwards: HEALTHY });
-  const isTwo = (one: HazardTest['expect']): one is Extract<Expectations, { stock: unknown }> =>
-    'stock' in one && 'patched' in one;
+  const isTwo = (one: HazardTest['expect']): one is Both => 'stock' in one && 'patched' in one;
   return selftest({
     id: `hazard/${id}`,
     title,
@@ -52,7 +50,7 @@ export function hazardTest(test: HazardTest): Selftest {
     racing,
     requires: [nestedVmx, binaryStats, ...requires],
     expectations: isTwo(expect)
-      ? { stock: more(expect.stock), patched: more(expect.patched) }
+      ? { change: 'pages', stock: more(expect.stock), patched: more(expect.patched) }
       : { any: more(expect) },
     body: async (context) => {
       const seen = await test.body(context);

@@ -215,6 +215,7 @@ function define(mode: Mode, size: Size): Selftest {
     ],
     timeoutMs: 20_000 + 100 * entries,
     expectations: {
+      change: 'contexts',
       stock: { ...everywhere, contextReuse: null, contextRecycle: null },
       patched: { ...everywhere, contextReuse: reuse, contextRecycle: recycle },
     },

@@ -37,6 +37,7 @@ function counters(vm: Vm): Record<string, number | null> {
 
 function withCounters(table: ExpectationTable, { reuse, recycle }: ContextCounters): Expectations {
   return {
+    change: 'contexts',
     stock: { ...table, contextReuse: null, contextRecycle: null },
     patched: { ...table, contextReuse: reuse, contextRecycle: recycle },
   };
@@ -344,6 +345,7 @@ const racing = selftest({
   requires,
   racing: true,
   expectations: {
+    change: 'pages',
     // the first write of a turn may meet a discard too, but a stock kernel then misses only what follows until the exit
     stock: {
       vmcalls: RACE_TURNS,

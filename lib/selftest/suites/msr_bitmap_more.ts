@@ -224,7 +224,11 @@ export const msrBitmapMore: readonly Selftest[] = [
     title:
       'the same where KVM may not pin such memory: stock KVM does without the bitmap, at an exit per access',
     requires: [...requires, unmanagedPage, unsafeMappings(false)],
-    expectations: { stock: { ...UNMANAGED_RIGHT, passedThrough: false }, patched: UNMANAGED_RIGHT },
+    expectations: {
+      change: 'msr-bitmap',
+      stock: { ...UNMANAGED_RIGHT, passedThrough: false },
+      patched: UNMANAGED_RIGHT,
+    },
     body: unmanaged,
   }),
   selftest({

@@ -204,7 +204,7 @@ export function pageTest(test: PageTest): Selftest {
     title,
     requires: [nestedVmx, binaryStats, ...[...controls].map(vmxControl), ...requires],
     expectations: differ
-      ? { stock: tableOf(test, 'stock'), patched: tableOf(test, 'patched') }
+      ? { change: 'pages', stock: tableOf(test, 'stock'), patched: tableOf(test, 'patched') }
       : { any: tableOf(test, 'stock') },
     body: (context) => run(context, test),
   });

@@ -15,6 +15,7 @@ import {
   type VmExit,
 } from '../../guest/index.ts';
 import type { Vm } from '../../kvm/index.ts';
+import type { Change } from '../../probe/index.ts';
 import { selftest } from '../engine/define.ts';
 import type {
   ExpectationTable,
@@ -215,7 +216,7 @@ export interface ScenarioCase extends Scenario {
   readonly title: string;
   readonly expect: Variant;
   /** Where a kernel with the series has another right answer. */
-  readonly patched?: Variant;
+  readonly patched?: Variant & { readonly change: Change };
 }
 
 /** A test of one run. */
@@ -225,7 +226,11 @@ export function scenarioTest(scenario: ScenarioCase): Selftest {
     title: scenario.title,
     requires: requirements(scenario),
     expectations: scenario.patched
-      ? { stock: tableOf('', scenario.expect), patched: tableOf('', scenario.patched) }
+      ? {
+          change: scenario.patched.change,
+          stock: tableOf('', scenario.expect),
+          patched: tableOf('', scenario.patched),
+        }
       : { any: tableOf('', scenario.expect) },
     body: async (context) => ({ observed: await run(context, scenario, scenario.expect) }),
   });

@@ -310,6 +310,7 @@ export const vapicMore: readonly Selftest[] = [
     requires,
     racing: true,
     expectations: {
+      change: 'pages',
       stock: { ...RACE_RIGHT, readBack: RACED },
       patched: { ...RACE_RIGHT, readBack: { min: 1, max: RACED } },
     },
