@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Builds the addon (node-gyp), the guest images (cmake-js) and the TypeScript (tsc), each only when its
-// sources changed. As a program: node scripts/build.mjs [--prebuild [FOLDER]]
+// sources changed, or somebody changed what was made of them. As a program: node scripts/build.mjs [--prebuild [FOLDER]]
 import { createHash } from 'node:crypto';
 import {
   cpSync,
@@ -22,21 +22,21 @@ const PARTS = [
   {
     name: 'addon',
     sources: ['binding.gyp', 'native'],
-    product: 'build/Release/nvmx.node',
+    made: 'build/Release/nvmx.node',
     make: () =>
       run(bin('node-gyp'), ['rebuild', '--release', '-j', '2'], 'building the addon', nodeHeaders()),
   },
   {
     name: 'guest images',
     sources: ['CMakeLists.txt', 'guests'],
-    product: 'out/cmake/guests/l1.elf',
+    made: 'out/cmake/guests/l1.elf',
     make: () =>
       run(bin('cmake-js'), ['compile', '--out', 'out/cmake'], 'building the guest images', nodeHeaders()),
   },
   {
     name: 'TypeScript',
     sources: ['tsconfig.json', 'lib'],
-    product: 'dist/cli/main.js',
+    made: 'dist',
     make: () => {
       rmSync(join(ROOT, 'dist'), { recursive: true, force: true });
       run(bin('tsc'), ['-p', 'tsconfig.json'], 'compiling TypeScript');
@@ -47,13 +47,13 @@ const PARTS = [
 export function build(say) {
   for (const part of PARTS) {
     const stamp = join(ROOT, 'out/stamps', part.name.replace(/\W/g, '-'));
-    const hash = digest(['package-lock.json', ...part.sources]);
-    if (existsSync(join(ROOT, part.product)) && existsSync(stamp) && readFileSync(stamp, 'utf8') === hash)
-      continue;
+    const state = () =>
+      existsSync(join(ROOT, part.made)) && digest(['package-lock.json', ...part.sources, part.made]);
+    if (existsSync(stamp) && readFileSync(stamp, 'utf8') === state()) continue;
     say(`building the ${part.name}`);
     part.make();
     mkdirSync(dirname(stamp), { recursive: true });
-    writeFileSync(stamp, hash);
+    writeFileSync(stamp, state());
   }
 }
 
