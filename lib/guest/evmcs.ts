@@ -42,7 +42,7 @@ export const EVMCS_WORDS = {
 export type EvmcsWord = keyof typeof EVMCS_WORDS;
 
 /** Of HV_VP_ASSIST_PAGE; MSR 0x40000073 holds the page's address and, in bit 0, that it is enabled. */
-export const VP_ASSIST = { enlightenVmEntry: 40, currentNestedVmcs: 48 } as const;
+export const VP_ASSIST = { nestedFeatures: 32, enlightenVmEntry: 40, currentNestedVmcs: 48 } as const;
 export const HV_MSRS = { guestOsId: 0x4000_0000, hypercall: 0x4000_0001, vpAssistPage: 0x4000_0073 } as const;
 
 /** Runs of fields that follow each other without a gap: offset of the first, clean group, names. */
@@ -194,7 +194,7 @@ export class Evmcs {
     return Number(this.word('cleanFields'));
   }
   set cleanFields(bits: number) {
-    this.setWord('cleanFields', BigInt(bits >>> 0));
+    this.setWord('cleanFields', bits >>> 0);
   }
 
   /** A word that no VMCS has. */
@@ -202,8 +202,8 @@ export class Evmcs {
     return this.#get(EVMCS_WORDS[name].offset, EVMCS_WORDS[name].bytes);
   }
 
-  setWord(name: EvmcsWord, value: bigint): void {
-    this.#set(EVMCS_WORDS[name].offset, EVMCS_WORDS[name].bytes, value);
+  setWord(name: EvmcsWord, value: bigint | number): void {
+    this.#set(EVMCS_WORDS[name].offset, EVMCS_WORDS[name].bytes, BigInt(value));
   }
 
   /** The version number in the first word. */

@@ -41,6 +41,8 @@ export interface BootOptions extends RunOptions {
   irqchip?: boolean;
   /** What L1 sees in CPUID; default everything KVM supports. APIC ids are filled in. */
   cpuid?: readonly CpuidEntry[];
+  /** KVM_SET_MSRS for every vCPU before it runs: VMX capability MSRs that offer L1 less, say. */
+  msrs?: Iterable<readonly [index: number, value: bigint]>;
   /**
    * Hyper-V's enlightened VMCS (KVM_CAP_HYPERV_ENLIGHTENED_VMCS): Hyper-V CPUID leaves, the VP assist page. KVM then
    * hides from L1 the VMX controls that an eVMCS has no field for. L2s choose with `createL2({ evmcs: true })`.
@@ -99,6 +101,8 @@ export class L1 implements AsyncDisposable {
     this.vcpus = Array.from({ length: count }, (_, id) =>
       this.#createVcpu(id, cpuid, options.irqchip ?? true, options.evmcs ?? false),
     );
+    const msrs = [...(options.msrs ?? [])];
+    if (msrs.length > 0) for (const { vcpu } of this.vcpus) vcpu.setMsrs(msrs);
   }
 
   /**

@@ -25,8 +25,11 @@ const PROGRAM_FOLDER = '/kselftest';
 /** The agent's heart beats all the time; so long without a line, in CPU time of the emulator, and the machine is dead. */
 const HEARTBEAT_LIMIT_MS = 5_000;
 const DAY_MS = 86_400_000;
-/** Two NUMA nodes on a kernel with CONFIG_NUMA_EMU, and pages go to the other one when a test says so. */
-const NODES = 'numa=fake=2 numa_balancing=disable';
+/**
+ * Two NUMA nodes on a kernel with CONFIG_NUMA_EMU, and pages go to the other one when a test says so; KVM emulates what
+ * an L2 asks it to.
+ */
+const FOR_TESTS = 'numa=fake=2 numa_balancing=disable kvm.force_emulation_prefix=1';
 
 /**
  * Runs tests inside the emulated machine. When the machine dies under a test, that test's verdict is `crash`
@@ -143,7 +146,7 @@ function labOptions({ lab, programs }: LabRunOptions): LabRunOptions['lab'] {
   const theirs = there.map(({ file }) => [join(PROGRAM_FOLDER, file), join(programs!.folder, file)]);
   return {
     ...lab,
-    append: [NODES, lab.append].filter((part) => part !== undefined).join(' '),
+    append: [FOR_TESTS, lab.append].filter((part) => part !== undefined).join(' '),
     files: { ...lab.files, ...files, ...Object.fromEntries(theirs) },
     env: { ...lab.env, ...env },
   };

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Selftest } from '../engine/model.ts';
+import { emulatedInstructions } from './controls_emulated.ts';
+import { capabilityMsrs } from './controls_msrs.ts';
 import { otherControls } from './controls_other.ts';
 import { primaryControls } from './controls_primary.ts';
 import { registerControls } from './controls_registers.ts';
@@ -11,4 +13,6 @@ export const controls: readonly Selftest[] = [
   ...primaryControls,
   ...secondaryControls,
   ...registerControls,
+  ...capabilityMsrs,
+  ...emulatedInstructions,
 ];

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Events that come from outside: interrupts, NMIs, INIT and SIPI, windows, and what blocks them.
 import { Batch } from '../../guest/index.ts';
-import type { Selftest } from '../engine/model.ts';
+import { VCPUEVENT_VALID } from '../../kvm/index.ts';
+import type { Requirement, Selftest } from '../engine/model.ts';
 import { type Bench, type ScenarioCase, scenarioTest } from './scenario.ts';
 
 const VECTOR = 0x61;
@@ -297,6 +298,14 @@ const PRIORITIES: readonly ScenarioCase[] = [
   },
 ];
 
+const tripleFaultEvent: Requirement = {
+  name: 'KVM_CAP_X86_TRIPLE_FAULT_EVENT',
+  missing: ({ kvm }) =>
+    kvm.capabilities['KVM_CAP_X86_TRIPLE_FAULT_EVENT']
+      ? undefined
+      : 'KVM_CAP_X86_TRIPLE_FAULT_EVENT is missing: a kernel from 6.1 on has it',
+};
+
 const RESETS: readonly ScenarioCase[] = [
   {
     id: 'events/triple-fault',
@@ -312,6 +321,28 @@ const RESETS: readonly ScenarioCase[] = [
     options: () => ({ fields: { GUEST_IDTR_LIMIT: 0 }, exceptionBitmap: 1 << 8 }),
     program: (p, bench) => p.fold(7).call(bench.code(0x0f, 0x0b)),
     expect: { exits: ['exception-or-nmi info=0x80000b08 code=0x0'], executed: 1, values: [7] },
+  },
+  {
+    id: 'events/triple-fault/by-userspace',
+    title:
+      'userspace makes a triple fault pending while L2 is active, and reads it back: exit 2, and L1 lives',
+    requires: [tripleFaultEvent],
+    program: (p) => p.fold(7).sync(1).fold(8),
+    before: ({ vm }) => vm.enableCap('KVM_CAP_X86_TRIPLE_FAULT_EVENT', { args: [1n] }),
+    trace: (bench) => ({
+      onSync: () => {
+        const { vcpu } = bench.cpu;
+        vcpu.setEvents({ flags: VCPUEVENT_VALID.tripleFault, tripleFault: { pending: 1 } });
+        bench.results['pending'] = vcpu.getEvents().tripleFault.pending;
+      },
+    }),
+    after: async ({ cpu, results }) => ({ ...results, l1: (await cpu.cpuid(0)).eax > 0 }),
+    expect: {
+      exits: ['sync 1', 'triple-fault'],
+      executed: 1,
+      values: [7],
+      more: { pending: 1, l1: true },
+    },
   },
   {
     id: 'events/init',

@@ -7,6 +7,9 @@ import type { Selftest, SelftestContext } from '../engine/model.ts';
 import { binaryStats, nestedVmx } from '../engine/requirements.ts';
 import { bootL1, nestedRuns, stat } from './common.ts';
 import { cleanFields } from './evmcs_clean.ts';
+import { evmcsCpuid } from './evmcs_cpuid.ts';
+import { flushes } from './evmcs_flush.ts';
+import { evmcsSmm } from './evmcs_smm.ts';
 import { type Bench, enlightenedVmcs, type ScenarioCase, scenarioTest } from './scenario.ts';
 import { trace } from './trace.ts';
 
@@ -156,8 +159,10 @@ function turnsTest(id: string, title: string, c: number, plain: number): Selftes
 }
 
 export const evmcs: readonly Selftest[] = [
-  ...POINTER_CASES.map((one) => scenarioTest({ ...one, evmcs: true })),
+  ...[...POINTER_CASES, ...flushes].map((one) => scenarioTest({ ...one, evmcs: true })),
   ...cleanFields,
+  ...evmcsSmm,
+  ...evmcsCpuid,
   ...[2, 8, 16].map((c) => turnsTest(`evmcs/switch/c=${c}`, `${c} L2s with eVMCSs take turns`, c, 0)),
   turnsTest('evmcs/switch/mixed', 'three L2s take turns, one of them with an ordinary VMCS', 3, 3),
 ];

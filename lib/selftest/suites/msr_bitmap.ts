@@ -79,7 +79,7 @@ const TESTS: readonly RoundsTest[] = [
     title: 'bits that the host and another vCPU of L1 change between entries and while L2 is active',
     vcpus: 2,
     rounds: [
-      round('entry', [], set([])),
+      round('entry', []),
       // An MSR that L2 has without an exit stays so until the next entry
       round('active', L0_TRAPS, set(ALL)),
       round('entry', ALL),
@@ -107,7 +107,7 @@ const TESTS: readonly RoundsTest[] = [
     id: 'msr-bitmap/memslot-move',
     title: 'the bitmap moves away, where L1 cannot say no: every access exits; and back',
     rounds: [
-      round('entry', [], set([])),
+      round('entry', []),
       round('entry', ALL, ({ page }) => page.moveAway()),
       round('active', L0_TRAPS, undefined, L0_TRAPS),
       round('entry', [], ({ page }) => page.moveBack()),
@@ -138,7 +138,7 @@ const TESTS: readonly RoundsTest[] = [
     id: 'msr-bitmap/delete',
     title: 'the memslot of the bitmap is deleted and comes back with and without bits',
     rounds: [
-      round('entry', [], set([])),
+      round('entry', []),
       round('entry', ALL, ({ page }) => page.delete()),
       round('entry', [], ({ page }) => page.add()),
       round('active', L0_TRAPS, ({ page }) => page.delete(), L0_TRAPS),

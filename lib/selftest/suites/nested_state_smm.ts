@@ -52,10 +52,15 @@ export const smm: Pending = {
 };
 
 /** An L2 that an SMI has interrupted; the handler stands at its OUT. */
-async function inHandler(context: SelftestContext): Promise<{ machine: Machine; l2: L2; vcpu: Vcpu }> {
-  const machine = await bootL1(context, { memory: SMALL.memory });
+export async function inHandler(
+  context: SelftestContext,
+  options: { evmcs?: boolean } = {},
+): Promise<{ machine: Machine; l2: L2; vcpu: Vcpu }> {
+  const machine = await bootL1(context, { memory: SMALL.memory, ...options });
   const { l1 } = machine;
-  const l2 = await l1.createL2(await smm.options(machine), (program) => smm.program(program, l1));
+  const l2 = await l1.createL2({ ...(await smm.options(machine)), ...options }, (program) =>
+    smm.program(program, l1),
+  );
   l2.setPolicy({});
   await smm.reach(machine, l2, context);
   const { vcpu } = l1.cpu(0);
