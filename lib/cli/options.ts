@@ -29,7 +29,7 @@ usage
   nvmx kselftest FOLDER [PATTERN...] [options]
       run the kernel's own selftest programs: those of kselftest-list.txt, of .test files, or all in the folder;
       options as for test: machine, kernel, timeout, jobs, reports, --list, --fail-fast
-  nvmx run FILE.(js|ts) [--machine auto|host|lab] [--kernel K] [--append ARGS] [--folder DIR] [--timeout S] [-- ARGS]
+  nvmx run FILE.(js|ts) [--machine auto|host|lab] [machine options] [--folder DIR] [--timeout S] [-- ARGS]
       run a script of yours where nested VMX is; in the lab it finds its folder (or DIR), and nvmx
   nvmx bench [PATTERN...] [options]
       measure round trips, switches, memslot changes; with --unmanaged also on memory the kernel does not manage

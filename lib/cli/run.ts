@@ -6,7 +6,18 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { consoleExcerpt, LabError, runInLab } from '../lab/index.ts';
 import { probeHost } from '../probe/index.ts';
-import { DAY_S, labOnly, machineChoice, parse, progress, UsageError, wholeNumber } from './options.ts';
+import {
+  DAY_S,
+  LAB_OPTIONS,
+  labGiven,
+  labMachine,
+  labOnly,
+  machineChoice,
+  parse,
+  progress,
+  UsageError,
+  wholeNumber,
+} from './options.ts';
 import { INSIDE, labFiles, type Script, stageScript } from './run/stage.ts';
 import { STDERR_MARK } from './run/stdio_mark.ts';
 
@@ -19,8 +30,7 @@ export async function runCommand(args: string[], signal: AbortSignal): Promise<n
   const [own, passed] = end < 0 ? [args, []] : [args.slice(0, end), args.slice(end + 1)];
   const { values, positionals } = parse(own, {
     machine: { type: 'string' },
-    kernel: { type: 'string' },
-    append: { type: 'string' },
+    ...LAB_OPTIONS,
     folder: { type: 'string' },
     timeout: { type: 'string' },
     console: { type: 'boolean', default: false },
@@ -31,7 +41,8 @@ export async function runCommand(args: string[], signal: AbortSignal): Promise<n
     throw new UsageError(`run takes one script; what is for the script follows "--": -- ${more.join(' ')}`);
   }
   const machine = machineChoice(values.machine);
-  labOnly(machine, { kernel: values.kernel, append: values.append });
+  labOnly(machine, labGiven(values));
+  const lab = labMachine(values);
   const timeout = values.timeout === undefined ? undefined : wholeNumber('timeout', values.timeout, 1, DAY_S);
   const inLab = machine === 'lab' || (machine === 'auto' && !probeHost().nestedVmx.usable);
 
@@ -39,7 +50,7 @@ export async function runCommand(args: string[], signal: AbortSignal): Promise<n
   try {
     const script = stageScript(file, values.folder, temporary);
     if (!inLab) return await runOnHost(script, passed, timeout, signal);
-    return await runInMachine(script, passed, temporary, { ...values, timeout, signal });
+    return await runInMachine(script, passed, temporary, { lab, console: values.console, timeout, signal });
   } finally {
     rmSync(temporary, { recursive: true, force: true });
   }
@@ -77,8 +88,7 @@ async function runOnHost(
 }
 
 interface LabChoice {
-  kernel?: string | undefined;
-  append?: string | undefined;
+  lab: ReturnType<typeof labMachine>;
   console: boolean;
   timeout: number | undefined;
   signal: AbortSignal;
@@ -88,17 +98,16 @@ async function runInMachine(
   script: Script,
   args: readonly string[],
   temporary: string,
-  { kernel, append, console, timeout, signal }: LabChoice,
+  { lab, console, timeout, signal }: LabChoice,
 ): Promise<number> {
   const status = progress();
   const { files, entry } = labFiles(script, temporary);
   const argv = ['--enable-source-maps', ...script.nodeFlags, '--import', '/nvmx/dist/cli/run/lab_stdio.js'];
   const result = await runInLab([...argv, entry, ...args], {
+    ...lab,
     files,
     env: { NVMX_RUN_FOLDER: INSIDE },
     signal,
-    ...(kernel === undefined ? {} : { kernel }),
-    ...(append === undefined ? {} : { append }),
     ...(timeout === undefined ? {} : { timeoutMs: timeout * 1000 }),
     onProgress: status.show,
     ...(console ? { onConsole: (text: string) => process.stderr.write(text) } : {}),

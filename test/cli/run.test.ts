@@ -77,6 +77,10 @@ describe('nvmx run on the host', () => {
     [['run', script('status.mjs'), 'more'], /what is for the script follows "--": -- more/],
     [['run', script('status.mjs'), '--folder', script('parts')], /is not in the folder/],
     [['run', script('status.mjs'), '--machine', 'host', '--kernel', 'x'], /--kernel is for the lab machine/],
+    [
+      ['run', script('status.mjs'), '--machine', 'lab', '--cpus', '9'],
+      /--cpus is "9"; it takes a whole number/,
+    ],
     [['run', script('broken.ts'), '--machine', 'host'], /broken\.ts does not compile:\n.*broken\.ts\(1,7\)/],
   ])('usage: %j', async (args, message) => {
     const { status, stderr } = await nvmx(args, {});
