@@ -7,6 +7,7 @@ import { engineCommand, LOG_FILE, type MachineParts, machineDescription } from '
 import { keepConsole, type Progress, temporaryFolder } from './cache.ts';
 import { findDefect } from './console.ts';
 import { checkCpuModel, DEFAULT_CPU, type Engine, prepareEngine } from './engine.ts';
+import { explainEnding } from './engine_log.ts';
 import { explainDisk, LabError } from './errors.ts';
 import { initScript, PACKAGE_FOLDER } from './init_script.ts';
 import { writeBootCd } from './iso.ts';
@@ -16,7 +17,7 @@ import { packedArguments, packModules } from './pack.ts';
 import { debianFile } from './packages.ts';
 import { type Files, nodeArchive, PACKAGE_ROOT, packageFiles, writeJobArchive } from './payload.ts';
 import { TerminalLine } from './terminal.ts';
-import { type Watched, watchMachine } from './watch.ts';
+import { type Ending, type Watched, watchMachine } from './watch.ts';
 
 export interface LabOptions extends Progress {
   /**
@@ -74,7 +75,14 @@ export interface LabTerminal {
   readonly columns?: number;
 }
 
-export type LabOutcome = 'exited' | 'panic' | 'hang' | 'timeout' | 'engine-failed' | 'aborted';
+export type LabOutcome =
+  | 'exited'
+  | 'panic'
+  | 'powered-off'
+  | 'hang'
+  | 'timeout'
+  | 'engine-failed'
+  | 'aborted';
 
 export interface LabResult {
   readonly outcome: LabOutcome;
@@ -193,7 +201,7 @@ export async function runCommandInLab(
   };
 }
 
-function reasonOf({ ending }: Watched): string {
+function reasonOf({ ending }: Watched<Ending>): string {
   return 'why' in ending ? ending.why : ending.kind;
 }
 
@@ -202,7 +210,7 @@ async function attempt(
   options: LabOptions,
   engine: Engine,
   kernel: LabKernel,
-): Promise<Watched> {
+): Promise<Watched<Ending>> {
   const folder = await temporaryFolder('run');
   const { terminal } = options;
   const line = terminal && (await TerminalLine.open(terminal));
@@ -228,7 +236,8 @@ async function attempt(
       onConsole: options.onConsole,
       onReady: () => options.onProgress?.('Linux is up; starting the program'),
     });
-    return await withEngineLog(watched, folder);
+    const log = await readFile(join(folder, LOG_FILE), 'latin1').catch(() => '');
+    return { ...watched, ending: explainEnding(watched.ending, log) };
   } catch (error) {
     throw explainDisk(error, folder);
   } finally {
@@ -341,19 +350,4 @@ function memoryLimitMiB(commandLine: string): number {
   const last = [...commandLine.matchAll(/(?:^|\s)mem=(\d+)([MG])(?=\s|$)/gi)].at(-1);
   if (!last) return Number.POSITIVE_INFINITY;
   return Number(last[1]) * (last[2]!.toUpperCase() === 'G' ? 1024 : 1);
-}
-
-/** The emulator's own last words belong to an end that the machine did not announce. */
-async function withEngineLog(watched: Watched, folder: string): Promise<Watched> {
-  const { ending } = watched;
-  if (ending.kind !== 'engine-failed' && ending.kind !== 'panic') return watched;
-  const log = await readFile(join(folder, LOG_FILE), 'latin1').catch(() => '');
-  const last = log
-    .trim()
-    .split('\n')
-    .filter((line) => line.includes('PANIC'))
-    .at(-1);
-  return last
-    ? { ...watched, ending: { ...ending, why: `${ending.why} (emulator: ${last.trim()})` } }
-    : watched;
 }

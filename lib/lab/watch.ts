@@ -12,13 +12,17 @@ export type Ending =
   | { kind: 'exited'; status: number }
   | { kind: 'no-kvm' }
   | { kind: 'panic'; why: string }
+  | { kind: 'powered-off'; why: string }
   | { kind: 'hang'; why: string }
   | { kind: 'timeout'; why: string }
   | { kind: 'engine-failed'; why: string; before: 'boot' | 'exit' }
   | { kind: 'aborted' };
 
-export interface Watched {
-  readonly ending: Ending;
+/** `gone`: the emulator ended after the kernel spoke and before init did; its log says why. */
+export type SeenEnding = Ending | { kind: 'gone' };
+
+export interface Watched<E = SeenEnding> {
+  readonly ending: E;
   readonly console: string;
   /** Until init started the program. */
   readonly bootMs: number | undefined;
@@ -178,16 +182,13 @@ class MachineOutput {
     this.#emptyLines = 0;
   }
 
-  endingWhenGone(): Ending {
+  endingWhenGone(): SeenEnding {
     if (this.said) return this.said;
     if (this.panickedAt !== undefined) return { kind: 'panic', why: panicLine(this.console) };
     if (!this.ready && this.console === '') {
       return { kind: 'engine-failed', why: 'it ended before the kernel said anything', before: 'boot' };
     }
-    return {
-      kind: 'panic',
-      why: 'the machine reset itself or shut down (triple fault, or a reboot by the kernel)',
-    };
+    return { kind: 'gone' };
   }
 }
 

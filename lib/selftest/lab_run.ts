@@ -152,6 +152,9 @@ function labOptions({ lab, programs }: LabRunOptions): LabRunOptions['lab'] {
   };
 }
 
+/** Ends of a machine whose kernel did what it was asked to. */
+const ENDED_ALIVE: readonly LabResult['outcome'][] = ['exited', 'powered-off'];
+
 function crashed(
   test: Selftest,
   iteration: number,
@@ -167,7 +170,7 @@ function crashed(
   return {
     id: test.id,
     ...(hasRounds(options) ? { iteration } : {}),
-    verdict: result.outcome === 'exited' ? 'error' : 'crash',
+    verdict: ENDED_ALIVE.includes(result.outcome) ? 'error' : 'crash',
     reason: `${how}; console (whole in ${result.consoleFile}):\n${consoleExcerpt(result.console)}`,
     expectation: expectationFor(test.expectations, options.expect, machine.fingerprint).name,
     evidence: {},

@@ -88,6 +88,17 @@ describe.skipIf(!lab.possible)('the lab machine boots', { timeout: LIMIT_MS }, (
     expect(lines).toEqual(['before']);
   });
 
+  test('a kernel that dies without a word is told from one that was turned off', async () => {
+    // Linux without another way to reset does it by a triple fault.
+    const reset = `require('fs').writeFileSync('/proc/sysrq-trigger', 'b')`;
+    const dead = await runInLab(['-e', reset], { append: 'reboot=t' });
+    expect(dead).toMatchObject({ outcome: 'panic' });
+    expect(dead.reason).toBe('triple fault: the kernel could not take an exception');
+    const off = await runInLab(['-e', `require('child_process').execSync('poweroff -f; sleep 9')`]);
+    expect(off).toMatchObject({ outcome: 'powered-off' });
+    expect(off.exitStatus).toBeUndefined();
+  });
+
   test('a machine that does not come up in time hangs', async () => {
     const result = await runInLab(['-e', '0'], { bootLimitMs: 2_000 });
     expect(result).toMatchObject({ outcome: 'hang', reason: 'it did not finish booting in 2 s' });

@@ -51,6 +51,7 @@ const passed = (id: string): TestResult => ({
 writeFileSync(
   join(folder, 'agent.js'),
   `const { writeFileSync } = require('node:fs');
+const { execSync } = require('node:child_process');
 const say = (line) => process.stdout.write(line + '\\n');
 const { ids, from } = JSON.parse(process.argv[2]);
 setInterval(() => say(${JSON.stringify(encodeEvent({ event: 'heartbeat' }))}), 25);
@@ -61,6 +62,7 @@ say(${JSON.stringify(encodeEvent(machine))});
     await new Promise((resolve) => setTimeout(resolve, 50));
     if (id === 'panic') writeFileSync('/proc/sysrq-trigger', 'c');
     if (id === 'quit') process.exit(9);
+    if (id === 'off') execSync('poweroff -f; sleep 9');
     if (id === 'hang') process.kill(process.pid, 'SIGSTOP');
     say('@nvmx ' + JSON.stringify({ event: 'result', result: { ...${JSON.stringify(passed(''))}, id } }));
   }
@@ -100,13 +102,14 @@ describe.skipIf(!lab.possible)('a machine that dies under a test', { timeout: 60
     expect(events.filter((event) => event.event === 'result')).toHaveLength(3);
   });
 
-  test('a machine that says nothing more is stopped: crash; a test process that ends is an error', async () => {
-    const { results } = await run(['hang', 'quit', 'after']);
-    expect(results.map((result) => result.verdict)).toEqual(['crash', 'error', 'pass']);
+  test('a machine that says nothing more is stopped: crash; a test process or a machine that ends is an error', async () => {
+    const { results } = await run(['hang', 'quit', 'off', 'after']);
+    expect(results.map((result) => result.verdict)).toEqual(['crash', 'error', 'error', 'pass']);
     expect(results[0]?.reason).toContain(
       'the machine ended: hang (the program in it gave no sign of life for 5 s)',
     );
     expect(results[1]?.reason).toContain('the test process ended with status 9');
+    expect(results[2]?.reason).toContain('the machine ended: powered-off');
   });
 
   test('a machine that dies before the first test is no verdict but an error', async () => {
