@@ -1,31 +1,19 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
-import { BenchError } from '../bench/index.ts';
-import { LabError } from '../lab/index.ts';
-import { SeriesError } from '../probe/index.ts';
-import { MachineError, packageVersion } from '../selftest/index.ts';
-import { benchCommand } from './bench.ts';
-import { compareCommand } from './compare.ts';
-import { kernelCommand } from './kernel.ts';
-import { kselftestCommand } from './kselftest.ts';
-import { labCommand } from './lab.ts';
-import { mergeCommand } from './merge.ts';
 import { HELP, STATUS, UsageError } from './options.ts';
-import { probeCommand } from './probe.ts';
-import { runCommand } from './run.ts';
-import { testCommand } from './test.ts';
 
 type Command = (args: string[], signal: AbortSignal) => Promise<number>;
-const COMMANDS: Record<string, Command> = {
-  probe: probeCommand,
-  test: testCommand,
-  kselftest: kselftestCommand,
-  merge: mergeCommand,
-  kernel: kernelCommand,
-  lab: labCommand,
-  run: runCommand,
-  bench: benchCommand,
-  compare: compareCommand,
+/** Each with the modules that only it needs. */
+const COMMANDS: Record<string, () => Promise<Command>> = {
+  probe: async () => (await import('./probe.ts')).probeCommand,
+  test: async () => (await import('./test.ts')).testCommand,
+  kselftest: async () => (await import('./kselftest.ts')).kselftestCommand,
+  merge: async () => (await import('./merge.ts')).mergeCommand,
+  kernel: async () => (await import('./kernel.ts')).kernelCommand,
+  lab: async () => (await import('./lab.ts')).labCommand,
+  run: async () => (await import('./run.ts')).runCommand,
+  bench: async () => (await import('./bench.ts')).benchCommand,
+  compare: async () => (await import('./compare.ts')).compareCommand,
 };
 
 /** Shell convention for a process ended by a signal: 128 and the signal's number. */
@@ -34,6 +22,7 @@ const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
 async function main(argv: string[]): Promise<number> {
   const [name, ...args] = argv;
   if (name === '--version' || name === 'version') {
+    const { packageVersion } = await import('../selftest/index.ts');
     process.stdout.write(`${packageVersion()}\n`);
     return STATUS.ok;
   }
@@ -60,7 +49,7 @@ async function main(argv: string[]): Promise<number> {
     });
   }
   try {
-    const status = await command(args, stop.signal);
+    const status = await (await command())(args, stop.signal);
     return ended ?? status;
   } catch (error) {
     if (ended === undefined) throw error;
@@ -69,16 +58,22 @@ async function main(argv: string[]): Promise<number> {
   }
 }
 
-function explain(error: unknown): { status: number; text: string } {
-  if (error instanceof SeriesError) return { status: STATUS.usage, text: error.message };
+async function explain(error: unknown): Promise<{ status: number; text: string }> {
   if (error instanceof UsageError) return { status: STATUS.usage, text: `${error.message} (nvmx --help)` };
-  if (error instanceof MachineError || error instanceof LabError || error instanceof BenchError) {
-    return { status: STATUS.machine, text: error.message };
-  }
   const code = (error as NodeJS.ErrnoException | undefined)?.code;
   if (code === 'ERR_NVMX_ADDON') return { status: STATUS.machine, text: (error as Error).message };
   if (code === 'ENOSPC') {
     return { status: STATUS.machine, text: `${(error as Error).message}: the disk is full; free some space` };
+  }
+  const [{ BenchError }, { LabError }, { SeriesError }, { MachineError }] = await Promise.all([
+    import('../bench/index.ts'),
+    import('../lab/index.ts'),
+    import('../probe/index.ts'),
+    import('../selftest/index.ts'),
+  ]);
+  if (error instanceof SeriesError) return { status: STATUS.usage, text: error.message };
+  if (error instanceof MachineError || error instanceof LabError || error instanceof BenchError) {
+    return { status: STATUS.machine, text: error.message };
   }
   // Anything else is a defect of ours: only then is a stack trace what the reader needs.
   return {
@@ -94,7 +89,7 @@ let status: number;
 try {
   status = await main(process.argv.slice(2));
 } catch (error) {
-  const explained = explain(error);
+  const explained = await explain(error);
   process.stderr.write(`nvmx: ${explained.text}\n`);
   status = explained.status;
 }

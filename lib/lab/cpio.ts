@@ -5,6 +5,8 @@ const DIRECTORY = 0o40755;
 const FILE = 0o100755;
 const CONSOLE = 0o20600;
 const PAGE = 4096;
+/** Written in pieces of this size: small files are many, and each write is a round through Node's threads. */
+const PIECE = 1 << 22;
 
 /**
  * Writes an uncompressed initramfs (cpio "newc", kernel documentation: driver-api/early-userspace/buffer-format).
@@ -15,6 +17,8 @@ export class CpioWriter {
   readonly #folders = new Set<string>();
   #size = 0;
   #inode = 1;
+  #waiting: Uint8Array[] = [];
+  #waitingBytes = 0;
 
   private constructor(out: FileHandle) {
     this.#out = out;
@@ -59,16 +63,24 @@ export class CpioWriter {
 
   async #write(data: Buffer, align: number): Promise<void> {
     const padding = Buffer.alloc((align - ((this.#size + data.length) % align)) % align);
-    for (const part of [data, padding]) {
-      for (let done = 0; done < part.length; ) done += (await this.#out.write(part, done)).bytesWritten;
-    }
+    this.#waiting.push(data, padding);
+    this.#waitingBytes += data.length + padding.length;
     this.#size += data.length + padding.length;
+    if (this.#waitingBytes >= PIECE) await this.#flush();
+  }
+
+  async #flush(): Promise<void> {
+    const piece = Buffer.concat(this.#waiting);
+    this.#waiting = [];
+    this.#waitingBytes = 0;
+    for (let done = 0; done < piece.length; ) done += (await this.#out.write(piece, done)).bytesWritten;
   }
 
   /** @returns bytes written, a multiple of 4096 */
   async end(): Promise<number> {
     await this.#entry('TRAILER!!!', 0, Buffer.alloc(0));
     await this.#write(Buffer.alloc(0), PAGE);
+    await this.#flush();
     await this.#out.close();
     return this.#size;
   }

@@ -128,6 +128,8 @@ const KERNEL_ARGUMENTS = [
   'mitigations=off',
   'nokaslr',
   'random.trust_cpu=on',
+  // Names instead of numbers in the formats of trace events; self-tests of random numbers and key derivation.
+  'initcall_blacklist=trace_eval_init,jent_mod_init,crypto_kdf108_init',
   // Large pages for the initramfs: half of the time to unpack Node, and fewer faults when it runs (Linux 6.14).
   'transparent_hugepage_tmpfs=always',
   'kvm_intel.nested=1',
@@ -269,7 +271,12 @@ async function prepareParts(
   ].join(' ');
   const full = options.append ? `${commandLine} ${options.append}` : commandLine;
   const { rows = 24, columns = 80 } = options.terminal ?? {};
-  const packed = await packCommand(command, folder, options);
+  // The pack is another process's work: meanwhile Node's archive is checked.
+  const [packed, node, ownFiles] = await Promise.all([
+    packCommand(command, folder, options),
+    nodeArchive(options),
+    packageFiles(),
+  ]);
   const init = initScript({
     mark,
     command: packed.command,
@@ -277,8 +284,7 @@ async function prepareParts(
     fetch: options.fetch ?? [],
     terminal: options.terminal && { rows, columns },
   });
-  const files = { ...(await packageFiles()), ...options.files };
-  const node = await nodeArchive(options);
+  const files = { ...ownFiles, ...options.files };
   const job = join(folder, 'job.cpio');
   await writeJobArchive(job, { init, modules: kernel.modules, files, made: packed.made }, options);
   return {

@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 import { createHash } from 'node:crypto';
-import { closeSync, existsSync, openSync, readdirSync, readSync, realpathSync, statSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  realpathSync,
+  statSync,
+} from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -49,23 +58,32 @@ export async function librariesOf(programs: readonly string[], signal?: AbortSig
   ].sort();
 }
 
+let ownLibraries: Promise<string[]> | undefined;
+
+/** Of this Node; asked once. */
+function nodeLibraries(): Promise<string[]> {
+  ownLibraries ??= librariesOf([realpathSync(process.execPath)]);
+  return ownLibraries;
+}
+
 /**
- * The part of the initramfs that is the same in every run: Node and its libraries. About 105 MB, in the cache.
+ * The part of the initramfs that is the same in every run: Node and its libraries. About 90 MB, in the cache.
  */
 export async function nodeArchive(progress: Progress): Promise<string> {
   const node = realpathSync(process.execPath);
-  const files = [node, ...(await librariesOf([node], progress.signal))];
+  const files = [node, ...(await nodeLibraries())];
   const identity = files.map((file) => {
     const { size, mtimeMs } = statSync(file);
     return [file, size, mtimeMs];
   });
   const key = createHash('sha256').update(JSON.stringify(identity)).digest('hex').slice(0, 12);
-  const entry = await cacheEntry(`node/${process.version}-${key}`, progress, async (folder) => {
+  const entry = await cacheEntry(`node/${process.version}-${key}-loaded`, progress, async (folder) => {
     progress.onProgress?.(`packing Node ${process.version} for the machine`);
     const archive = await CpioWriter.create(join(folder, 'node.cpio'));
     try {
       for (const [index, file] of files.entries()) {
-        await archive.file(index === 0 ? '/usr/bin/node' : file, await readFile(file));
+        const data = await readFile(file);
+        await archive.file(index === 0 ? '/usr/bin/node' : file, index === 0 ? loadedPart(data) : data);
       }
       await archive.end();
     } catch (error) {
@@ -75,6 +93,28 @@ export async function nodeArchive(progress: Progress): Promise<string> {
     return { node: process.version, files };
   });
   return join(entry.folder, 'node.cpio');
+}
+
+const PROGRAM_HEADER = 56;
+const LOADED = 1;
+
+/** A 64-bit program without what only debuggers read, which lies behind everything that is loaded. */
+export function loadedPart(program: Buffer): Buffer {
+  const [table, entrySize, entries] = [
+    Number(program.readBigUInt64LE(0x20)),
+    program.readUInt16LE(0x36),
+    program.readUInt16LE(0x38),
+  ];
+  if (entrySize !== PROGRAM_HEADER) return program;
+  const headers = Array.from({ length: entries }, (_, index) => table + index * entrySize);
+  const ends = headers
+    .filter((at) => program.readUInt32LE(at) === LOADED)
+    .map((at) => Number(program.readBigUInt64LE(at + 8) + program.readBigUInt64LE(at + 32)));
+  const part = Buffer.from(program.subarray(0, Math.max(...ends)));
+  // No table of sections, and so no number of them and of their names'.
+  part.writeBigUInt64LE(0n, 0x28);
+  part.fill(0, 0x3c, 0x40);
+  return part;
 }
 
 export interface JobArchive {
@@ -100,7 +140,7 @@ export async function writeJobArchive(path: string, job: JobArchive, progress: P
     for (const module of job.modules) await archive.file(`/modules/${module.name}.ko`, module.data);
     await archive.file('/modules/order', job.modules.map((module) => `${module.name}\n`).join(''));
     for (const [inside, outside] of Object.entries(await withLibraries(expandFolders(job.files), progress))) {
-      await archive.file(inside, await readFile(outside));
+      await archive.file(inside, readFileSync(outside));
     }
     for (const [inside, data] of Object.entries(job.made ?? {})) await archive.file(inside, data);
     return await archive.end();
@@ -137,7 +177,7 @@ async function withLibraries(
 ): Promise<Record<string, string>> {
   const programs = Object.values(files).filter((file) => file.endsWith('.node') || isProgram(file));
   if (programs.length === 0) return files;
-  const known = new Set(await librariesOf([realpathSync(process.execPath)], signal));
+  const known = new Set(await nodeLibraries());
   const more = (await librariesOf(programs, signal)).filter((library) => !known.has(library));
   return { ...files, ...Object.fromEntries(more.map((library) => [library, library])) };
 }
