@@ -87,6 +87,14 @@ describe.skipIf(!lab.possible)('nvmx in the lab', { timeout: 600_000 }, () => {
     });
   });
 
+  test('--cpus 2: a page goes beneath an L2 that runs meanwhile on the other CPU', async () => {
+    const { status, stdout } = await run([
+      ...['test', 'hazard/vapic-discard-under-spin', '--machine', 'lab', '--cpus', '2', '--jobs', '1'],
+    ]);
+    expect([status, stdout.match(/stale 10 · stuck 0/g)?.length]).toEqual([0, 2]);
+    expect(stdout.endsWith('2 passed, 0 failed, 0 skipped\n')).toBe(true);
+  });
+
   test('an oracle that does not hold: status 1, and what was expected and seen', async () => {
     const id = 'apic-update/madvise/deterministic';
     const { status, stdout } = await run(['test', id, '--machine', 'lab', '--expect', 'patched']);

@@ -197,55 +197,6 @@ async function exhaustion(context: SelftestContext): Promise<Observations> {
   return { loaded, checksums };
 }
 
-/** inc dword [rdi]; mov cr8, rsi; cmp dword [rdi+4], 2; jne; mov eax, 7; ret */
-const SPIN_CR8 = [0xff, 0x07, 0x44, 0x0f, 0x22, 0xc6, 0x83, 0x7f, 4, 2, 0x75, 0xf4, 0xb8, 7, 0, 0, 0, 0xc3];
-
-/** Other memory comes beneath the virtual-APIC page while L2 writes CR8 and never exits. */
-async function swapUnderSpin(context: SelftestContext): Promise<Observations> {
-  await using machine = await bootL1(context);
-  const { vm, l1 } = machine;
-  const page = new GuestPage(vm);
-  const cells = l1.allocate();
-  const counter = new Int32Array(l1.memory.buffer, cells, 2);
-  const l2 = await l1.createL2({ virtualApic: page.gpa }, (p) =>
-    p
-      .sync(1)
-      .call(l1.place(Uint8Array.from(SPIN_CR8)), cells, 9)
-      .vmcall()
-      .readCr8()
-      .writeCr8(3),
-  );
-  await l2.enter({ signal: context.signal });
-  const more = () => {
-    const now = Atomics.load(counter, 0);
-    return until(context, () => Atomics.load(counter, 0) > now + 50);
-  };
-  let fresh = -1;
-  let old = -1;
-  const spun: boolean[] = [];
-  const stop = await meanwhile(
-    context,
-    (signal) => l2.continue({ signal }),
-    async () => {
-      spun.push(await more());
-      old = page.view.getUint8(VTPR);
-      page.swap();
-      spun.push(await more());
-      fresh = page.view.getUint8(VTPR);
-      Atomics.store(counter, 1, 2);
-    },
-  );
-  const last = stop && stopText(await l2.enter({ signal: context.signal }));
-  return {
-    spun,
-    old,
-    fresh,
-    stops: [text(stop), last ?? 'none'],
-    next: page.view.getUint8(VTPR),
-    executed: l2.progress.executed,
-  };
-}
-
 export const PAGE_HAZARDS: readonly HazardTest[] = [
   {
     id: 'control-off',
@@ -294,30 +245,5 @@ export const PAGE_HAZARDS: readonly HazardTest[] = [
       checksums: [1, 2].map((value) => `vmcall 1 ${hex(foldChecksum([value]))}`),
     },
     body: exhaustion,
-  },
-  {
-    id: 'vapic-swap-under-spin',
-    title:
-      'other memory beneath the virtual-APIC page of an L2 that never exits (stock KVM: seen at the next entry)',
-    requires: [vmxControl('primary.use-tpr-shadow')],
-    expect: {
-      stock: {
-        spun: [true, true],
-        old: 0x90,
-        fresh: 0,
-        stops: ['vmcall', 'vmcall'],
-        next: 0x30,
-        executed: 5,
-      },
-      patched: {
-        spun: [true, true],
-        old: 0x90,
-        fresh: 0x90,
-        stops: ['vmcall', 'vmcall'],
-        next: 0x30,
-        executed: 5,
-      },
-    },
-    body: swapUnderSpin,
   },
 ];
