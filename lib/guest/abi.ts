@@ -279,6 +279,18 @@ export class RecordView<R extends RecordName> {
     this.#view.setBigUint64(this.#offset(field, index, 8), BigInt(value), true);
   }
 
+  /** All of an array of bytes, in place. */
+  bytes(field: FieldName<R>): Uint8Array {
+    const [offset, size] = this.#fields[field]!;
+    return new Uint8Array(this.#view.buffer, this.gpa + offset, size);
+  }
+
+  /** All of an array of 64-bit words, in place. */
+  words(field: FieldName<R>): BigUint64Array {
+    const [offset, size] = this.#fields[field]!;
+    return new BigUint64Array(this.#view.buffer, this.gpa + offset, size / 8);
+  }
+
   /** The record nested in `field`. */
   inner<I extends RecordName>(field: FieldName<R>, record: I): RecordView<I> {
     return new RecordView(this.#view.buffer as ArrayBuffer, record, this.gpa + this.#offset(field, 0, 0));

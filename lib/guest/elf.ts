@@ -147,11 +147,15 @@ function cString(file: Uint8Array, offset: number): string {
 /** Where the images are: beside the shipped addon, or where the CMake build of a checkout leaves them. */
 const FOLDERS = ['prebuilds/linux-x64', 'out/cmake/guests'];
 
+const loaded = new Map<string, Image>();
+
 /**
- * Loads `l1.elf` or `l2.elf`. A checkout's own build wins over a prebuilt one.
+ * Loads `l1.elf` or `l2.elf`, once. A checkout's own build wins over a prebuilt one.
  * @throws Error that says how to build them when there are none
  */
 export function loadImage(name: 'l1.elf' | 'l2.elf'): Image {
+  const known = loaded.get(name);
+  if (known) return known;
   const root = join(dirname(fileURLToPath(import.meta.url)), '../..');
   const path = FOLDERS.toReversed()
     .map((folder) => join(root, folder, name))
@@ -161,5 +165,7 @@ export function loadImage(name: 'l1.elf' | 'l2.elf'): Image {
       `the guest image ${name} is not built: run "npm run build" (looked in ${FOLDERS.join(', ')})`,
     );
   }
-  return new Image(name, readFileSync(path));
+  const image = new Image(name, readFileSync(path));
+  loaded.set(name, image);
+  return image;
 }

@@ -279,14 +279,14 @@ export class L2 {
 
   /** Sets what L1 does at exits; enter() does it too. Only batches made by hand need it. */
   setPolicy(policy: ExitPolicy): void {
-    for (let code = 0; code < abi.EXIT_REASONS; code += 1) this.area.setU8('policy', abi.POLICY_RETURN, code);
+    const actions = this.area.bytes('policy').fill(abi.POLICY_RETURN);
     for (const [reason, action] of Object.entries({ ...DEFAULT_POLICY, ...policy }) as [
       ExitReason,
       ExitAction,
     ][]) {
       const value = ACTIONS[action];
       if (value === undefined) throw new TypeError(`"${action}" is not an exit action`);
-      this.area.setU8('policy', value, exitReasonCode(reason));
+      actions[exitReasonCode(reason)] = value;
     }
   }
 
@@ -298,9 +298,8 @@ export class L2 {
   /** All VM exits that L1 has seen, by reason. */
   exitCounts(): Map<string, number> {
     const counts = new Map<string, number>();
-    for (let code = 0; code < abi.EXIT_REASONS; code += 1) {
-      const count = Number(this.area.u64('counts', code));
-      if (count > 0) counts.set(exitReasonName(code), count);
+    for (const [code, count] of this.area.words('counts').entries()) {
+      if (count > 0n) counts.set(exitReasonName(code), Number(count));
     }
     return counts;
   }

@@ -15,9 +15,10 @@ export type PageSize = '4K' | '2M' | '1G';
 const LEVELS = { '4K': 1, '2M': 2, '1G': 3 } as const;
 const SIZES: readonly PageSize[] = ['4K', '2M', '1G'];
 
-/** Bytes an entry of a level covers. */
+/** Bytes an entry of a level covers, by level. */
+const REACH = [0, 1, 2, 3].map((power) => PAGE_SIZE * ENTRIES ** power);
 function reach(level: number): number {
-  return PAGE_SIZE * ENTRIES ** (level - 1);
+  return REACH[level - 1]!;
 }
 
 /** Where an entry is, what it holds and how much it maps. */
@@ -134,11 +135,11 @@ export abstract class PagingTree {
     const low = Number(BigInt.asUintN(32, bits));
     const high = Number(bits >> 32n);
     const start = Number(large & ADDRESS_MASK);
-    for (let i = 0; i < ENTRIES; i += 1) {
-      const address = start + i * reach(level);
-      this.#view.setUint32(table + i * 8, (address % WORD) + low, true);
-      this.#view.setUint32(table + i * 8 + 4, Math.floor(address / WORD) + high, true);
-    }
+    const words = new Uint32Array(this.#view.buffer, table, ENTRIES * 2);
+    // What a large page covers does not cross 4 GiB.
+    words.fill(Math.floor(start / WORD) + high);
+    const step = reach(level);
+    for (let i = 0, word = (start % WORD) + low; i < ENTRIES * 2; i += 2, word += step) words[i] = word;
   }
 
   /** Puts any 64 bits into the entry of the page of this size at an address, sensible or not. */

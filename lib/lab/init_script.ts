@@ -71,8 +71,14 @@ parameters() {
     case $word in "$1".*) echo "\${word#*.}";; esac
   done
 }
+# With its signature only where the kernel insists on one: checking it takes longer than all the rest of it.
+load() {
+  signature=\${1%.ko}.signature
+  [ -f "$signature" ] || { insmod "$@"; return; }
+  insmod "$@" 2>/dev/null || { cat "$signature" >>"$1" && insmod "$@"; }
+}
 while read -r module; do
-  insmod "/modules/$module.ko" $(parameters "$module") || echo "nvmx: $module could not be loaded"
+  load "/modules/$module.ko" $(parameters "$module") || echo "nvmx: $module could not be loaded"
 done </modules/order
 [ -b /dev/ram0 ] && mkswap /dev/ram0 >/dev/null && swapon /dev/ram0
 [ -c /dev/kvm ] || finish no-kvm

@@ -12,6 +12,10 @@ export interface KernelModule {
   readonly data: Buffer;
 }
 
+const SIGNED = '~Module signature appended~\n';
+/** struct module_signature, in front of that line. */
+const SIGNATURE_HEADER = 12;
+
 const SUFFIX = /\.ko(\.xz|\.zst|\.gz)?$/;
 
 /** The kernel's name of a module file. */
@@ -47,6 +51,21 @@ export function moduleDepends(elf: Buffer): string[] {
     );
   }
   return [];
+}
+
+/**
+ * A module and the signature at its end (empty when it has none). A kernel checks one that is there, and that is a
+ * quarter of the boot on an emulated CPU.
+ */
+export function splitSignature(file: Buffer): { readonly module: Buffer; readonly signature: Buffer } {
+  const magic = file.length - SIGNED.length;
+  const header = magic - SIGNATURE_HEADER;
+  if (header < 0 || file.toString('latin1', magic) !== SIGNED)
+    return { module: file, signature: file.subarray(0, 0) };
+  const lengths = file.readUInt8(header + 3) + file.readUInt8(header + 4) + file.readUInt32BE(header + 8);
+  const end = header - lengths;
+  if (end < 0) return { module: file, signature: file.subarray(0, 0) };
+  return { module: file.subarray(0, end), signature: file.subarray(end) };
 }
 
 /**

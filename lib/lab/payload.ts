@@ -17,7 +17,7 @@ import { cacheEntry, listFiles, type Progress } from './cache.ts';
 import { CpioWriter } from './cpio.ts';
 import { LabError } from './errors.ts';
 import { PACKAGE_FOLDER } from './init_script.ts';
-import type { KernelModule } from './modules.ts';
+import { type KernelModule, splitSignature } from './modules.ts';
 import { packageFile } from './packages.ts';
 import { run } from './process.ts';
 
@@ -137,7 +137,11 @@ export async function writeJobArchive(path: string, job: JobArchive, progress: P
     await archive.console();
     await archive.file('/init', job.init);
     await archive.file('/bin/busybox', await readFile(busybox));
-    for (const module of job.modules) await archive.file(`/modules/${module.name}.ko`, module.data);
+    for (const { name, data } of job.modules) {
+      const { module, signature } = splitSignature(data);
+      await archive.file(`/modules/${name}.ko`, module);
+      if (signature.length > 0) await archive.file(`/modules/${name}.signature`, signature);
+    }
     await archive.file('/modules/order', job.modules.map((module) => `${module.name}\n`).join(''));
     for (const [inside, outside] of Object.entries(await withLibraries(expandFolders(job.files), progress))) {
       await archive.file(inside, readFileSync(outside));

@@ -4,7 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
-import { cacheFolder, describeLab, runInLab } from '../../lib/lab/index.ts';
+import { cacheFolder, describeLab, runCommandInLab, runInLab } from '../../lib/lab/index.ts';
 
 const lab = describeLab();
 if (!lab.possible) console.log(`# SKIP the lab machine boots: ${lab.why}`);
@@ -75,6 +75,15 @@ describe.skipIf(!lab.possible)('the lab machine boots', { timeout: LIMIT_MS }, (
     expect(readFileSync(result.consoleFile, 'utf8')).toBe(result.console);
     expect(result.kernel.release).toMatch(/^\d+\.\d+/);
     expect(engines).toEqual([result.engine.version]);
+  });
+
+  test('a kernel that insists on signed modules gets the signatures', async () => {
+    const lines: string[] = [];
+    const append = 'module.sig_enforce=1';
+    const tainted = ['cat', '/proc/sys/kernel/tainted', '/sys/module/kvm_intel/initstate'];
+    const result = await runCommandInLab(tainted, { append, onLine: (line) => lines.push(line) });
+    expect(result.outcome).toBe('exited');
+    expect(lines).toEqual(['0', 'live']);
   });
 
   test('a kernel that dies under a program is a panic, with its text', async () => {

@@ -18,7 +18,7 @@ import {
   prepareKernel,
 } from '../../lib/lab/kernel.ts';
 import { bootImages, readLinuxImage } from '../../lib/lab/linux_image.ts';
-import { loadModules, moduleDepends } from '../../lib/lab/modules.ts';
+import { loadModules, moduleDepends, splitSignature } from '../../lib/lab/modules.ts';
 import { CommandMissingError, run, splitLines } from '../../lib/lab/process.ts';
 import { bzImage, moduleFile } from './fixtures.ts';
 
@@ -211,6 +211,23 @@ describe('kernels', () => {
     );
     expect(order.map((module) => module.name)).toEqual(['irqbypass', 'kvm', 'kvm_intel']);
     expect(moduleDepends(moduleFile('a-b,c'))).toEqual(['a_b', 'c']);
+  });
+
+  test('the signature at the end of a module comes off whole', () => {
+    const module = moduleFile('');
+    // struct module_signature: lengths of signer and key id at 3 and 4, of the signature at 8, big-endian
+    const header = Buffer.from([0, 0, 2, 3, 2, 0, 0, 0, 0, 0, 1, 4]);
+    const signature = Buffer.concat([
+      Buffer.from(`sigid${'s'.repeat(0x104)}`),
+      header,
+      Buffer.from('~Module signature appended~\n'),
+    ]);
+    const parts = splitSignature(Buffer.concat([module, signature]));
+    expect(parts.module.equals(module)).toBe(true);
+    expect(parts.signature.equals(signature)).toBe(true);
+    expect(splitSignature(module)).toEqual({ module, signature: Buffer.alloc(0) });
+    const cut = signature.subarray(200);
+    expect(splitSignature(cut)).toEqual({ module: cut, signature: Buffer.alloc(0) });
   });
 });
 

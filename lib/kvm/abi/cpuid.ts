@@ -12,8 +12,8 @@ export interface CpuidEntry {
   edx: number;
 }
 
-const FIELDS = ['function', 'index', 'flags', 'eax', 'ebx', 'ecx', 'edx'] as const;
 const ENTRY_SIZE = 40;
+const ENTRY_WORDS = ENTRY_SIZE / 4;
 const HEADER_SIZE = 8;
 
 /** A struct kvm_cpuid2 with room for `count` entries. */
@@ -23,26 +23,42 @@ export function cpuidBuffer(count: number): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
+/** Checked without making the name, which costs more than all the rest. */
+function word(index: number, field: keyof CpuidEntry, value: number): number {
+  if (Number.isInteger(value) && value >= 0 && value <= 0xffffffff) return value;
+  return checkInteger(`cpuid entry ${index}.${field}`, value, 0, 0xffffffff);
+}
+
 export function encodeCpuid(entries: readonly CpuidEntry[]): Uint8Array {
   const bytes = cpuidBuffer(entries.length);
-  const view = new DataView(bytes.buffer);
+  const words = new Uint32Array(bytes.buffer, HEADER_SIZE);
   for (const [index, entry] of entries.entries()) {
     checkObject(`cpuid entry ${index}`, entry);
-    for (const [word, field] of FIELDS.entries()) {
-      const value = checkInteger(`cpuid entry ${index}.${field}`, entry[field], 0, 0xffffffff);
-      view.setUint32(HEADER_SIZE + index * ENTRY_SIZE + word * 4, value, true);
-    }
+    const at = index * ENTRY_WORDS;
+    words[at] = word(index, 'function', entry.function);
+    words[at + 1] = word(index, 'index', entry.index);
+    words[at + 2] = word(index, 'flags', entry.flags);
+    words[at + 3] = word(index, 'eax', entry.eax);
+    words[at + 4] = word(index, 'ebx', entry.ebx);
+    words[at + 5] = word(index, 'ecx', entry.ecx);
+    words[at + 6] = word(index, 'edx', entry.edx);
   }
   return bytes;
 }
 
 export function decodeCpuid(bytes: Uint8Array<ArrayBuffer>): CpuidEntry[] {
-  const view = new DataView(bytes.buffer);
-  return Array.from({ length: view.getUint32(0, true) }, (_, index) => {
-    const entry = {} as CpuidEntry;
-    for (const [word, field] of FIELDS.entries()) {
-      entry[field] = view.getUint32(HEADER_SIZE + index * ENTRY_SIZE + word * 4, true);
-    }
-    return entry;
+  const count = new DataView(bytes.buffer).getUint32(0, true);
+  const words = new Uint32Array(bytes.buffer, HEADER_SIZE, count * ENTRY_WORDS);
+  return Array.from({ length: count }, (_, index) => {
+    const at = index * ENTRY_WORDS;
+    return {
+      function: words[at]!,
+      index: words[at + 1]!,
+      flags: words[at + 2]!,
+      eax: words[at + 3]!,
+      ebx: words[at + 4]!,
+      ecx: words[at + 5]!,
+      edx: words[at + 6]!,
+    };
   });
 }
