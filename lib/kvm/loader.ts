@@ -26,6 +26,8 @@ export type StatRow = [string, number, number, number, number, number];
 /** What is called by the thousand, bound to its vCPU. struct kvm_regs is in the first bytes of a shared buffer. */
 export interface VcpuCalls {
   ioctl(ioctl: number, argument?: Uint8Array | number): number;
+  /** Three words a request: row, offset in `bytes`, size. See kvm::call_list. */
+  ioctls(list: Uint32Array, bytes: Uint8Array, first: number, end: number): number;
   runSync(): number;
   getRegs(): void;
   setRegs(): void;
@@ -34,13 +36,7 @@ export interface VcpuCalls {
 /** Bound to their VM. */
 export interface VmCalls {
   /** -1: the lowest free slot. The number of the slot. */
-  addMemory(
-    slot: number,
-    gpa: number,
-    size: number,
-    flags: number,
-    request: MemoryRequest | undefined,
-  ): number;
+  addMemory(slot: number, gpa: number, size: number, flags: number, request?: MemoryRequest): number;
   removeMemory(slot: number): void;
   /** What the calls on a region take. */
   region(slot: number): RegionHandle;

@@ -18,8 +18,9 @@ export interface MemoryOptions extends RegionFlags {
 /** The memslots of a VM. */
 export class VmMemory {
   readonly #calls: VmCalls;
-  readonly #regions = new Set<MemoryRegion>();
-  readonly #forget = (region: MemoryRegion) => this.#regions.delete(region);
+  /** By slot. */
+  readonly #regions = new Map<number, MemoryRegion>();
+  readonly #forget = (slot: number) => this.#regions.delete(slot);
 
   /** @internal */
   constructor(vm: VmHandle) {
@@ -27,7 +28,7 @@ export class VmMemory {
   }
 
   get regions(): readonly MemoryRegion[] {
-    return [...this.#regions];
+    return [...this.#regions.values()];
   }
 
   /**
@@ -43,16 +44,20 @@ export class VmMemory {
     const slot = options.slot === undefined ? -1 : checkInteger('slot', options.slot, 0, 0xffffffff);
     const flags = encodeFlags(options);
     const calls = this.#calls;
-    const at = withBacking(backing, (request) => calls.addMemory(slot, gpa, size, flags, request));
+    // Plain memory without a closure: it is what slots are added and deleted with by the thousand.
+    const at =
+      backing === 'anonymous'
+        ? calls.addMemory(slot, gpa, size, flags)
+        : withBacking(backing, (request) => calls.addMemory(slot, gpa, size, flags, request));
     const region = new MemoryRegion(calls, at, { gpa, size, flags, backing }, this.#forget);
-    this.#regions.add(region);
+    this.#regions.set(at, region);
     return region;
   }
 
   /** The region a guest-physical address lies in. */
   regionAt(gpa: number): MemoryRegion | undefined {
     checkInteger('gpa', gpa, 0);
-    for (const region of this.#regions)
+    for (const region of this.#regions.values())
       if (gpa >= region.gpa && gpa < region.gpa + region.size) return region;
     return undefined;
   }
@@ -92,7 +97,7 @@ export class VmMemory {
 
   /** @internal The VM is closed. */
   retire(): void {
-    for (const region of this.#regions) region.retire();
+    for (const region of this.#regions.values()) region.retire();
     this.#regions.clear();
   }
 }

@@ -21,6 +21,14 @@ const ADVICE = {
 const PROTECTIONS = ['none', 'read', 'read-write'] as const;
 const PROTECTION_BITS = [0, 1, 3] as const;
 
+/** An ArrayBuffer over a part of the memory that somebody may still have. */
+interface Window {
+  readonly weak: WeakRef<ArrayBuffer>;
+  readonly offset: number;
+  readonly length: number;
+}
+const NONE: readonly Window[] = [];
+
 export type Protection = (typeof PROTECTIONS)[number];
 
 export interface RegionFlags {
@@ -47,14 +55,14 @@ export class MemoryRegion {
   /** Bytes. */
   readonly size: number;
   readonly #calls: VmCalls;
-  readonly #forget: (region: MemoryRegion) => void;
+  readonly #forget: (slot: number) => void;
   /** Made when it is needed first: it costs as much as a memslot's own objects. */
   #handle: RegionHandle | undefined;
   #backing: Backing;
   #gpa: number;
   #flags: number;
   #whole: ArrayBuffer | undefined;
-  #windows: { weak: WeakRef<ArrayBuffer>; offset: number; length: number }[] = [];
+  #windows: readonly Window[] = NONE;
   #userfault: Userfault | undefined;
   #closed = false;
 
@@ -63,7 +71,7 @@ export class MemoryRegion {
     calls: VmCalls,
     slot: number,
     options: { gpa: number; size: number; flags: number; backing: Backing },
-    forget: (region: MemoryRegion) => void,
+    forget: (slot: number) => void,
   ) {
     this.#calls = calls;
     this.#forget = forget;
@@ -137,8 +145,8 @@ export class MemoryRegion {
     checkInteger('offset', offset, 0, this.size);
     checkInteger('length', length, 0, this.size - offset);
     const buffer = native().regionWindow(this.handle, offset, length);
-    this.#windows = this.#windows.filter(({ weak }) => weak.deref() !== undefined);
-    this.#windows.push({ weak: new WeakRef(buffer), offset, length });
+    const live = this.#windows.filter(({ weak }) => weak.deref() !== undefined);
+    this.#windows = [...live, { weak: new WeakRef(buffer), offset, length }];
     return buffer;
   }
 
@@ -301,7 +309,7 @@ export class MemoryRegion {
     if (this.#closed) return;
     this.#userfault?.close();
     this.#calls.removeMemory(this.slot);
-    this.#forget(this);
+    this.#forget(this.slot);
     this.retire();
   }
 
@@ -333,6 +341,7 @@ export class MemoryRegion {
   }
 
   #detach(offset: number, length: number): void {
+    if (this.#windows.length === 0) return;
     this.#windows = this.#windows.filter((window) => {
       if (window.offset >= offset + length || window.offset + window.length <= offset) return true;
       const buffer = window.weak.deref();

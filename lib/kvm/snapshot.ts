@@ -4,9 +4,11 @@ import { DEBUGREGS_SIZE } from './abi/debug.ts';
 import { EVENTS_SIZE } from './abi/events.ts';
 import { XCRS_SIZE } from './abi/fpu.ts';
 import { REGS_SIZE, SREGS_SIZE, SREGS2_SIZE } from './abi/regs.ts';
-import { checkObject } from './check.ts';
+import { checkBytes, checkObject } from './check.ts';
 import { KvmError, KvmMsrError, KvmPendingExitError } from './errors.ts';
+import { IoctlList, type Part } from './ioctl_list.ts';
 import type { Vcpu } from './vcpu.ts';
+import { MSR_TSC_DEADLINE, msrsOf, setMsrs } from './vcpu_msrs.ts';
 
 /**
  * Everything KVM keeps of a vCPU, as the kernel's own structures: what goes in is what came out. It survives
@@ -36,189 +38,163 @@ export interface VcpuSnapshot {
   nested: Uint8Array | undefined;
 }
 
-const MSR_FEATURE_CONTROL = 0x3a;
-const MSR_TSC_DEADLINE = 0x6e0;
-/** Hyper-V's reference counter only counts; it cannot be set. */
-const MSR_HV_TIME_REF_COUNT = 0x4000_0020;
-const BATCH = 255;
-const HEADER = 8;
-const ENTRY = 16;
+const CPUID_HEADER = 8;
+const CPUID_ENTRY = 40;
 const CR8_AT = 256;
 const NESTED_HEADER = 128;
 
-function msrsOf(indices: readonly number[]): Uint8Array {
-  const view = new DataView(new ArrayBuffer(HEADER + indices.length * ENTRY));
-  view.setUint32(0, indices.length, true);
-  for (const [position, index] of indices.entries()) view.setUint32(HEADER + position * ENTRY, index, true);
-  return new Uint8Array(view.buffer);
-}
-
-function entryAt(bytes: Uint8Array, position: number): { index: number; value: bigint } {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const at = HEADER + position * ENTRY;
-  return { index: view.getUint32(at, true), value: view.getBigUint64(at + 8, true) };
-}
-
-/** The MSRs of KVM_GET_MSR_INDEX_LIST that this vCPU can read, which depends on its CPUID: found out once. */
-export class VcpuMsrs {
-  readonly #vcpu: Pick<Vcpu, 'ioctl'>;
-  readonly #all: () => readonly number[];
-  readonly #fixed = new Set<number>();
-  #templates: Uint8Array[] | undefined;
-
-  constructor(vcpu: Pick<Vcpu, 'ioctl'>, all: () => readonly number[]) {
-    this.#vcpu = vcpu;
-    this.#all = all;
-  }
-
-  forget(): void {
-    this.#templates = undefined;
-  }
-
-  /** The kernel does not let anybody write this one: there is nothing to save. */
-  leaveOut(index: number): void {
-    this.#fixed.add(index);
-    this.forget();
-  }
-
-  /** struct kvm_msrs without values, one for each KVM_GET_MSRS. */
-  templates(): readonly Uint8Array[] {
-    this.#templates ??= this.#probe();
-    return this.#templates;
-  }
-
-  /** `copy` makes room for the values. */
-  save(copy: (template: Uint8Array) => Uint8Array): Uint8Array[] {
-    for (let attempt = 0; ; attempt++) {
-      const batches = this.templates().map(attempt === 0 ? copy : (template) => template.slice());
-      if (
-        batches.every((batch) => this.#vcpu.ioctl('KVM_GET_MSRS', batch) === (batch.length - HEADER) / ENTRY)
-      ) {
-        return batches;
-      }
-      // What can be read has changed (an MSR of the guest's own doing): look again, once.
-      if (attempt > 0) throw new KvmMsrError('KVM_GET_MSRS', 0, 0);
-      this.#templates = this.#probe();
-    }
-  }
-
-  #probe(): Uint8Array[] {
-    const skipped = new Set([MSR_FEATURE_CONTROL, MSR_TSC_DEADLINE, MSR_HV_TIME_REF_COUNT, ...this.#fixed]);
-    let rest = [MSR_FEATURE_CONTROL, ...this.#all().filter((index) => !skipped.has(index))];
-    const readable: number[] = [];
-    while (rest.length > 0) {
-      const batch = rest.slice(0, BATCH);
-      const count = this.#vcpu.ioctl('KVM_GET_MSRS', msrsOf(batch));
-      readable.push(...batch.slice(0, count));
-      rest = rest.slice(count < batch.length ? count + 1 : count);
-    }
-    const batches: Uint8Array[] = [];
-    for (let at = 0; at < readable.length; at += BATCH) batches.push(msrsOf(readable.slice(at, at + BATCH)));
-    return batches;
-  }
-}
-
-function setMsrs(vcpu: Vcpu, batch: Uint8Array): void {
-  const total = (batch.length - HEADER) / ENTRY;
-  let done = vcpu.ioctl('KVM_SET_MSRS', batch);
-  while (done < total) {
-    // Some can be read and not be written (host-only, locked): no harm when the value is there already.
-    const refused = entryAt(batch, done);
-    const now = msrsOf([refused.index]);
-    const seen = vcpu.ioctl('KVM_GET_MSRS', now) === 1 ? entryAt(now, 0).value : undefined;
-    if (seen !== refused.value) throw new KvmMsrError('KVM_SET_MSRS', refused.index, done);
-    vcpu.msrs.leaveOut(refused.index);
-    done++;
-    if (done === total) return;
-    const rest = new Uint8Array(HEADER + (total - done) * ENTRY);
-    new DataView(rest.buffer).setUint32(0, total - done, true);
-    rest.set(batch.subarray(HEADER + done * ENTRY), HEADER);
-    done += vcpu.ioctl('KVM_SET_MSRS', rest);
-  }
-}
-
-/** The structures of one snapshot, cut from one buffer: making a buffer costs as much as a small ioctl. */
-class Parts {
-  readonly #vcpu: Vcpu;
-  readonly #buffer: ArrayBuffer;
-  #at = 0;
-
-  constructor(vcpu: Vcpu, size: number) {
-    this.#vcpu = vcpu;
-    this.#buffer = new ArrayBuffer(size);
-  }
-
-  take(size: number): Uint8Array<ArrayBuffer> {
-    const bytes = new Uint8Array(this.#buffer, this.#at, size);
-    this.#at += (size + 63) & ~63;
-    return bytes;
-  }
-
-  copy(source: Uint8Array): Uint8Array<ArrayBuffer> {
-    const bytes = this.take(source.length);
-    bytes.set(source);
-    return bytes;
-  }
-
-  get(request: string, size: number): Uint8Array {
-    const bytes = this.take(size);
-    this.#vcpu.ioctl(request, bytes);
-    return bytes;
-  }
-}
+const viewOf = (bytes: Uint8Array) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 
 /** Room for KVM_GET_CPUID2, until the next call: 10 KiB are not worth making each time. */
-const cpuidRoom = cpuidBuffer(256);
+const MAX_CPUID_ENTRIES = 256;
+const cpuidRoom = cpuidBuffer(MAX_CPUID_ENTRIES);
 const cpuidHeader = new DataView(cpuidRoom.buffer);
-/** struct kvm_mp_state; on a buffer of its own, or the engine would make one at the first call with it. */
-const mpStateRoom = new Uint8Array(new ArrayBuffer(4));
 
 /** struct kvm_cpuid2 as it is now, a view over that room. */
 function readCpuid(vcpu: Vcpu): Uint8Array {
-  // Linux 6.1 leaves the count as it was: what it did not write must not be an earlier answer.
-  cpuidRoom.fill(0);
-  cpuidHeader.setUint32(0, 256, true);
+  cpuidHeader.setUint32(0, MAX_CPUID_ENTRIES, true);
   vcpu.ioctl('KVM_GET_CPUID2', cpuidRoom);
-  return cpuidRoom.subarray(0, HEADER + cpuidHeader.getUint32(0, true) * 40);
+  if (cpuidHeader.getUint32(0, true) === MAX_CPUID_ENTRIES) {
+    // Linux 6.1 leaves the count as it was: what it does not write must not be an earlier answer.
+    cpuidRoom.fill(0, CPUID_HEADER);
+    vcpu.ioctl('KVM_GET_CPUID2', cpuidRoom);
+  }
+  return cpuidRoom.subarray(0, CPUID_HEADER + cpuidHeader.getUint32(0, true) * CPUID_ENTRY);
 }
 
-/** More than the structures of a fixed size need. */
-const FIXED_SIZE = 3072;
+/** How a vCPU is read: the same each time until its CPUID or its MSRs are others. */
+class SavePlan {
+  readonly msrTemplates: readonly Uint8Array[];
+  readonly list = new IoctlList();
+  /** Everything but nested state, as it is before it is read: with counts and MSR numbers, without values. */
+  readonly empty: Uint8Array<ArrayBuffer>;
+  readonly setSregs: 'KVM_SET_SREGS' | 'KVM_SET_SREGS2';
+  readonly hasNested: boolean;
+  readonly mpState: Part;
+  readonly cpuid: Part;
+  readonly tscKhz: Part;
+  readonly regs: Part;
+  readonly sregs: Part;
+  readonly msrs: readonly Part[];
+  readonly xcrs: Part | undefined;
+  readonly debugRegs: Part;
+  readonly events: Part;
+  readonly lapic: Part | undefined;
+  readonly tscDeadline: Part | undefined;
+  readonly xsave: Part;
+
+  constructor(vcpu: Vcpu) {
+    const cpuid = readCpuid(vcpu);
+    const deadline = msrsOf([MSR_TSC_DEADLINE]);
+    const hasSregs2 = vcpu.checkExtension('KVM_CAP_SREGS2') > 0;
+    const { list } = this;
+    this.msrTemplates = vcpu.msrs.templates();
+    this.setSregs = hasSregs2 ? 'KVM_SET_SREGS2' : 'KVM_SET_SREGS';
+    this.hasNested = vcpu.checkExtension('KVM_CAP_NESTED_STATE') > 0;
+    // MP state first: reading it may deliver a pending INIT or SIPI, which changes registers.
+    this.mpState = list.add('KVM_GET_MP_STATE', 4);
+    this.cpuid = list.add('KVM_GET_CPUID2', cpuid.length);
+    this.tscKhz = list.add('KVM_GET_TSC_KHZ', 4);
+    this.regs = list.add('KVM_GET_REGS', REGS_SIZE);
+    this.sregs = hasSregs2 ? list.add('KVM_GET_SREGS2', SREGS2_SIZE) : list.add('KVM_GET_SREGS', SREGS_SIZE);
+    this.msrs = this.msrTemplates.map(({ length }) => list.add('KVM_GET_MSRS', length));
+    this.xcrs = vcpu.checkExtension('KVM_CAP_XCRS') > 0 ? list.add('KVM_GET_XCRS', XCRS_SIZE) : undefined;
+    this.debugRegs = list.add('KVM_GET_DEBUGREGS', DEBUGREGS_SIZE);
+    this.events = list.add('KVM_GET_VCPU_EVENTS', EVENTS_SIZE);
+    this.lapic = vcpu.hasLapic ? list.add('KVM_GET_LAPIC', 1024) : undefined;
+    // Last, because a CPUID without this timer mode is no reason to stop.
+    this.tscDeadline = vcpu.hasLapic ? list.add('KVM_GET_MSRS', deadline.length) : undefined;
+    this.xsave = { at: list.bytes, size: vcpu.xsaveSize };
+    this.empty = new Uint8Array(list.bytes + this.xsave.size);
+    this.empty.set(cpuid, this.cpuid.at);
+    for (const [batch, { at }] of this.msrs.entries()) this.empty.set(this.msrTemplates[batch]!, at);
+    if (this.tscDeadline) this.empty.set(deadline, this.tscDeadline.at);
+  }
+}
+
+const plans = new WeakMap<Vcpu, SavePlan>();
+
+function planOf(vcpu: Vcpu): SavePlan {
+  let plan = plans.get(vcpu);
+  if (plan?.msrTemplates !== vcpu.msrs.templates()) {
+    plan = new SavePlan(vcpu);
+    plans.set(vcpu, plan);
+  }
+  return plan;
+}
 
 export function saveVcpu(vcpu: Vcpu): VcpuSnapshot {
   if (!vcpu.settled) {
     const exit = vcpu.settle();
     if (exit) throw new KvmPendingExitError(exit);
   }
-  // MP state first: reading it may deliver a pending INIT or SIPI, which changes registers.
-  vcpu.ioctl('KVM_GET_MP_STATE', mpStateRoom);
-  const cpuid = readCpuid(vcpu);
-  const templates = vcpu.msrs.templates();
-  const xsaveSize = vcpu.xsaveSize;
-  const sizes = [cpuid, ...templates].reduce((sum, part) => sum + part.length + 64, xsaveSize);
-  const parts = new Parts(vcpu, FIXED_SIZE + sizes);
-  const hasSregs2 = vcpu.checkExtension('KVM_CAP_SREGS2') > 0;
-  const deadline = vcpu.hasLapic ? msrsOf([MSR_TSC_DEADLINE]) : undefined;
+  let plan = planOf(vcpu);
+  let bytes = plan.empty.slice();
+  let done = vcpu.ioctls(plan.list.words, bytes, 0, plan.list.length);
+  const isDone = () => done >= plan.list.length - (plan.tscDeadline ? 1 : 0);
+  if (!isDone()) {
+    // What can be read has changed (an MSR of the guest's own doing): look again, once.
+    vcpu.msrs.forget();
+    plan = planOf(vcpu);
+    bytes = plan.empty.slice();
+    done = vcpu.ioctls(plan.list.words, bytes, 0, plan.list.length);
+    if (!isDone()) throw new KvmMsrError('KVM_GET_MSRS', 0, 0);
+  }
+  const part = ({ at, size }: Part) => new Uint8Array(bytes.buffer, at, size);
   return {
     version: 1,
     id: vcpu.id,
-    mpState: parts.copy(mpStateRoom),
-    cpuid: parts.copy(cpuid),
-    tscKhz: vcpu.ioctl('KVM_GET_TSC_KHZ'),
-    regs: parts.get('KVM_GET_REGS', REGS_SIZE),
-    sregs: hasSregs2
-      ? { request: 'KVM_SET_SREGS2', bytes: parts.get('KVM_GET_SREGS2', SREGS2_SIZE) }
-      : { request: 'KVM_SET_SREGS', bytes: parts.get('KVM_GET_SREGS', SREGS_SIZE) },
-    msrs: vcpu.msrs.save((template) => parts.copy(template)),
-    xcrs: vcpu.checkExtension('KVM_CAP_XCRS') > 0 ? parts.get('KVM_GET_XCRS', XCRS_SIZE) : undefined,
-    xsave: vcpu.getXsave(parts.take(xsaveSize)),
-    debugRegs: parts.get('KVM_GET_DEBUGREGS', DEBUGREGS_SIZE),
-    events: parts.get('KVM_GET_VCPU_EVENTS', EVENTS_SIZE),
-    lapic: vcpu.hasLapic ? parts.get('KVM_GET_LAPIC', 1024) : undefined,
-    tscDeadline: deadline && vcpu.ioctl('KVM_GET_MSRS', deadline) === 1 ? deadline : undefined,
-    nested: vcpu.checkExtension('KVM_CAP_NESTED_STATE') > 0 ? vcpu.getNestedState() : undefined,
+    mpState: part(plan.mpState),
+    cpuid: part(plan.cpuid),
+    tscKhz: viewOf(bytes).getUint32(plan.tscKhz.at, true),
+    regs: part(plan.regs),
+    sregs: { request: plan.setSregs, bytes: part(plan.sregs) },
+    msrs: plan.msrs.map(part),
+    xcrs: plan.xcrs && part(plan.xcrs),
+    xsave: vcpu.getXsave(part(plan.xsave)),
+    debugRegs: part(plan.debugRegs),
+    events: part(plan.events),
+    lapic: plan.lapic && part(plan.lapic),
+    tscDeadline: plan.tscDeadline && done === plan.list.length ? part(plan.tscDeadline) : undefined,
+    nested: plan.hasNested ? vcpu.getNestedState() : undefined,
   };
 }
+
+/** Structures on their way into a vCPU: copied to one buffer, then written in one call. */
+class Writes {
+  readonly #list = new IoctlList();
+  #parts: Uint8Array[] = [];
+  #bytes = new Uint8Array(16 * 1024);
+
+  clear(): void {
+    this.#list.clear();
+    this.#parts = [];
+  }
+
+  add(request: string, part: Uint8Array): void {
+    const { at } = this.#list.add(request, checkBytes(`what ${request} takes`, part).length);
+    if (this.#list.bytes > this.#bytes.length) {
+      const larger = new Uint8Array(2 * this.#list.bytes);
+      larger.set(this.#bytes);
+      this.#bytes = larger;
+    }
+    this.#bytes.set(part, at);
+    this.#parts.push(part);
+  }
+
+  /** Makes them all, and forgets them. */
+  run(vcpu: Vcpu): void {
+    const { words, length } = this.#list;
+    for (let done = 0; ; done++) {
+      done = vcpu.ioctls(words, this.#bytes, done, length);
+      if (done === length) break;
+      setMsrs(vcpu, this.#parts[done]!);
+    }
+    this.clear();
+  }
+}
+
+const writes = new Writes();
 
 /** "Never executed VMXON": puts a vCPU that is in VMX operation out of it. */
 function leaveNested(vcpu: Vcpu): void {
@@ -246,31 +222,32 @@ export function restoreVcpu(vcpu: Vcpu, snapshot: VcpuSnapshot): void {
   if (snapshot.version !== 1) {
     throw new TypeError('this is no snapshot of a vCPU: it must come from save() of this version');
   }
+  const { nested, sregs } = snapshot;
   completeExit(vcpu);
   if (!sameBytes(readCpuid(vcpu), snapshot.cpuid)) vcpu.ioctl('KVM_SET_CPUID2', snapshot.cpuid);
   if (vcpu.ioctl('KVM_GET_TSC_KHZ') !== snapshot.tscKhz) vcpu.ioctl('KVM_SET_TSC_KHZ', snapshot.tscKhz);
   // VMX capability MSRs cannot be written in VMX operation, and CR4 and EFER are checked against it.
-  if (
-    snapshot.nested &&
-    new DataView(snapshot.nested.buffer, snapshot.nested.byteOffset).getUint16(2, true) === 0
-  ) {
-    leaveNested(vcpu);
-  }
-  vcpu.ioctl(snapshot.sregs.request, snapshot.sregs.bytes);
-  const sregs = new DataView(snapshot.sregs.bytes.buffer, snapshot.sregs.bytes.byteOffset);
-  vcpu.kvmRun.cr8 = sregs.getBigUint64(CR8_AT, true);
-  for (const batch of snapshot.msrs) setMsrs(vcpu, batch);
-  if (snapshot.xcrs) vcpu.ioctl('KVM_SET_XCRS', snapshot.xcrs);
+  if (nested && viewOf(nested).getUint16(2, true) === 0) leaveNested(vcpu);
+  writes.clear();
+  writes.add(sregs.request, sregs.bytes);
+  for (const batch of snapshot.msrs) writes.add('KVM_SET_MSRS', batch);
+  if (snapshot.xcrs) writes.add('KVM_SET_XCRS', snapshot.xcrs);
+  writes.run(vcpu);
+  vcpu.kvmRun.cr8 = viewOf(sregs.bytes).getBigUint64(CR8_AT, true);
   vcpu.setXsave(snapshot.xsave);
-  vcpu.ioctl('KVM_SET_DEBUGREGS', snapshot.debugRegs);
+  writes.add('KVM_SET_DEBUGREGS', snapshot.debugRegs);
   // Registers before events: KVM_SET_REGS forgets a pending exception.
-  vcpu.ioctl('KVM_SET_REGS', snapshot.regs);
+  writes.add('KVM_SET_REGS', snapshot.regs);
   if (snapshot.lapic) {
-    vcpu.ioctl('KVM_SET_LAPIC', snapshot.lapic);
-    if (snapshot.tscDeadline) setMsrs(vcpu, snapshot.tscDeadline);
+    writes.add('KVM_SET_LAPIC', snapshot.lapic);
+    if (snapshot.tscDeadline) writes.add('KVM_SET_MSRS', snapshot.tscDeadline);
   }
   // Events before nested state: SMM, which is one of them, decides which nested state is legal.
-  vcpu.ioctl('KVM_SET_VCPU_EVENTS', snapshot.events);
-  if (snapshot.nested) vcpu.setNestedState(snapshot.nested);
-  vcpu.ioctl('KVM_SET_MP_STATE', snapshot.mpState);
+  writes.add('KVM_SET_VCPU_EVENTS', snapshot.events);
+  if (nested) {
+    writes.run(vcpu);
+    vcpu.setNestedState(nested);
+  }
+  writes.add('KVM_SET_MP_STATE', snapshot.mpState);
+  writes.run(vcpu);
 }

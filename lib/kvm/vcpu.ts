@@ -8,9 +8,10 @@ import { decodeExit, type Exit } from './exit.ts';
 import { type ExitRule, encodeRules } from './exit_filter.ts';
 import { KvmRun } from './kvm_run.ts';
 import { native, type VcpuCalls, type VcpuHandle, type VmHandle } from './loader.ts';
-import { restoreVcpu, saveVcpu, VcpuMsrs, type VcpuSnapshot } from './snapshot.ts';
+import { restoreVcpu, saveVcpu, type VcpuSnapshot } from './snapshot.ts';
 import { type StatSchema, type Stats, StatsReader } from './stats.ts';
 import { give } from './turns.ts';
+import { VcpuMsrs } from './vcpu_msrs.ts';
 import { VcpuState } from './vcpu_state.ts';
 
 const NESTED_HEADER_SIZE = 128;
@@ -93,11 +94,6 @@ export class Vcpu extends VcpuState implements Disposable {
     return this.#handle;
   }
 
-  /** @internal What is in the run page after a KVM_RUN that native code made. */
-  lastExit(errno: number): Exit {
-    return this.#decode(errno);
-  }
-
   get state(): 'idle' | 'running' | 'closed' {
     return this.#closed ? 'closed' : this.#pending ? 'running' : 'idle';
   }
@@ -114,13 +110,17 @@ export class Vcpu extends VcpuState implements Disposable {
 
   override ioctl(request: string, argument?: Uint8Array | number): number {
     if (this.#pending) throw new VcpuBusyError();
-    const row = typeof request === 'string' ? this.#requests[request] : undefined;
-    if (row === undefined)
-      throw new TypeError(
-        `this is not a vCPU request of this library: ${typeof request === 'string' ? request : typeof request}`,
-      );
+    const name = typeof request === 'string' ? request : typeof request;
+    const row = name === request ? this.#requests[name] : undefined;
+    if (row === undefined) throw new TypeError(`this is not a vCPU request of this library: ${name}`);
     if (request === 'KVM_SET_CPUID2') this.#msrs.forget();
     return this.#calls.ioctl(row, argument);
+  }
+
+  /** @internal Requests `first` to `end` of an `IoctlList`. @returns where it stopped, or `end`. */
+  ioctls(list: Uint32Array, bytes: Uint8Array, first: number, end: number): number {
+    if (this.#pending) throw new VcpuBusyError();
+    return this.#calls.ioctls(list, bytes, first, end);
   }
 
   protected override setRunCr8(value: bigint): void {
@@ -143,7 +143,7 @@ export class Vcpu extends VcpuState implements Disposable {
     return version;
   }
 
-  /** The capabilities enabled on this vCPU, in order, for a clone. @internal */
+  /** @internal The capabilities enabled on this vCPU, in order, for a clone. */
   get enabledCaps(): { readonly caps: readonly Uint8Array[]; readonly evmcs: boolean } {
     return { caps: this.#enabled, evmcs: this.#evmcs };
   }
@@ -258,7 +258,7 @@ export class Vcpu extends VcpuState implements Disposable {
    */
   settle(): Exit | undefined {
     if (this.#pending) throw new VcpuBusyError();
-    const exit = this.#decode(native().vcpuSettle(this.#handle));
+    const exit = this.lastExit(native().vcpuSettle(this.#handle));
     return this.#settled ? undefined : exit;
   }
 
@@ -330,7 +330,7 @@ export class Vcpu extends VcpuState implements Disposable {
     const pending = this.#take();
     if (!pending) return;
     try {
-      const exit = this.#decode(errno);
+      const exit = this.lastExit(errno);
       if (exit.type === 'interrupted' && pending.signal?.aborted) pending.reject(pending.signal.reason);
       else pending.resolve(exit);
     } catch (error) {
@@ -346,7 +346,8 @@ export class Vcpu extends VcpuState implements Disposable {
     return pending;
   }
 
-  #decode(errno: number): Exit {
+  /** @internal What is in the run page after a KVM_RUN that native code made. */
+  lastExit(errno: number): Exit {
     const exit = decodeExit(this.#view, errno);
     this.#settled = exit.type === 'interrupted';
     return exit;
@@ -360,9 +361,9 @@ export class Vcpu extends VcpuState implements Disposable {
    */
   runSync(options?: { timeoutMs?: number }): Exit {
     const timeoutMs = options === undefined ? undefined : checkObject('options', options).timeoutMs;
-    if (timeoutMs === undefined) return this.#decode(this.#calls.runSync());
+    if (timeoutMs === undefined) return this.lastExit(this.#calls.runSync());
     const limit = checkInteger('timeoutMs', timeoutMs, 0, 0x7fffffff);
-    return this.#decode(native().vcpuRunWithin(this.#handle, limit));
+    return this.lastExit(native().vcpuRunWithin(this.#handle, limit));
   }
 
   /**

@@ -60,34 +60,34 @@ std::int64_t integer_argument(const Napi::CallbackInfo &info, std::size_t index,
 
 namespace {
 
-/// The memory of a typed array of this type; empty and false for any other value.
-bool find_elements(const Napi::CallbackInfo &info, std::size_t index, napi_typedarray_type wanted,
-                   void *&data, std::size_t &length) {
+/// The memory of a typed array of this type; TypeError for any other value.
+template <class T>
+std::span<T> elements(const Napi::CallbackInfo &info, std::size_t index, napi_typedarray_type wanted,
+                      const char *name) {
     bool is_array = false;
     napi_typedarray_type type;
-    return napi_is_typedarray(info.Env(), info[index], &is_array) == napi_ok && is_array &&
-           napi_get_typedarray_info(info.Env(), info[index], &type, &length, &data, nullptr, nullptr) ==
-               napi_ok &&
-           type == wanted;
+    void *data;
+    std::size_t length;
+    if (napi_is_typedarray(info.Env(), info[index], &is_array) == napi_ok && is_array &&
+        napi_get_typedarray_info(info.Env(), info[index], &type, &length, &data, nullptr, nullptr) ==
+            napi_ok &&
+        type == wanted)
+        return {static_cast<T *>(data), length};
+    throw Napi::TypeError::New(info.Env(), "argument " + std::to_string(index) + " is not " + name);
 }
 
 } // namespace
 
 std::span<std::uint8_t> bytes_argument(const Napi::CallbackInfo &info, std::size_t index) {
-    void *data;
-    std::size_t length;
-    if (!find_elements(info, index, napi_uint8_array, data, length))
-        throw Napi::TypeError::New(info.Env(), "argument " + std::to_string(index) + " is not a Uint8Array");
-    return {static_cast<std::uint8_t *>(data), length};
+    return elements<std::uint8_t>(info, index, napi_uint8_array, "a Uint8Array");
+}
+
+std::span<std::uint32_t> indices_argument(const Napi::CallbackInfo &info, std::size_t index) {
+    return elements<std::uint32_t>(info, index, napi_uint32_array, "a Uint32Array");
 }
 
 std::span<std::uint64_t> words_argument(const Napi::CallbackInfo &info, std::size_t index) {
-    void *data;
-    std::size_t length;
-    if (!find_elements(info, index, napi_biguint64_array, data, length))
-        throw Napi::TypeError::New(info.Env(),
-                                   "argument " + std::to_string(index) + " is not a BigUint64Array");
-    return {static_cast<std::uint64_t *>(data), length};
+    return elements<std::uint64_t>(info, index, napi_biguint64_array, "a BigUint64Array");
 }
 
 Napi::Value array_buffer_over(Napi::Env env, const std::shared_ptr<kvm::Mapping> &mapping, std::size_t offset,

@@ -65,6 +65,9 @@ std::int64_t integer_argument(const Napi::CallbackInfo &info, std::size_t index,
 /// The bytes of a Uint8Array argument.
 std::span<std::uint8_t> bytes_argument(const Napi::CallbackInfo &info, std::size_t index);
 
+/// The numbers of a Uint32Array argument.
+std::span<std::uint32_t> indices_argument(const Napi::CallbackInfo &info, std::size_t index);
+
 /// The words of a BigUint64Array argument.
 std::span<std::uint64_t> words_argument(const Napi::CallbackInfo &info, std::size_t index);
 

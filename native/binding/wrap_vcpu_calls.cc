@@ -25,6 +25,20 @@ Napi::Value ioctl(const Napi::CallbackInfo &info) {
     return call_ioctl(info, idle_fd(info), kvm::Scope::Vcpu, 0);
 }
 
+/// (list, buffer, first, end): the list as a Uint32Array, three words a request.
+Napi::Value ioctls(const Napi::CallbackInfo &info) {
+    static_assert(sizeof(kvm::ListedCall) == 3 * sizeof(std::uint32_t));
+    const auto words = indices_argument(info, 0);
+    const auto length = static_cast<std::int64_t>(words.size() / 3);
+    const auto end = integer_argument(info, 3, "end", 0, length);
+    const auto first = integer_argument(info, 2, "first", 0, end);
+    const std::span list(reinterpret_cast<const kvm::ListedCall *>(words.data()),
+                         static_cast<std::size_t>(end));
+    const std::size_t done = kvm::call_list(idle_fd(info), kvm::Scope::Vcpu, list, bytes_argument(info, 1),
+                                            static_cast<std::size_t>(first));
+    return Napi::Number::New(info.Env(), static_cast<double>(done));
+}
+
 Napi::Value run_sync(const Napi::CallbackInfo &info) {
     return Napi::Number::New(info.Env(), calls(info).vcpu->thread().run_here());
 }
@@ -55,6 +69,7 @@ Napi::Value make_vcpu_calls(const Napi::CallbackInfo &info) {
     shared->buffer = Napi::Reference<Napi::ArrayBuffer>::New(buffer, 1);
     Napi::Object functions = Napi::Object::New(info.Env());
     define_bound<Calls, ioctl>(functions, "ioctl", shared);
+    define_bound<Calls, ioctls>(functions, "ioctls", shared);
     define_bound<Calls, run_sync>(functions, "runSync", shared);
     define_bound<Calls, get_regs>(functions, "getRegs", shared);
     define_bound<Calls, set_regs>(functions, "setRegs", shared);

@@ -5,8 +5,10 @@
 
 #include <sys/ioctl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -198,6 +200,28 @@ int call(const Fd &fd, const Ioctl &row, unsigned long value) {
         throw RangeError(std::string(row.name) + " needs a structure of at least " +
                          std::to_string(row.size) + " bytes");
     return checked(::ioctl(fd.get(), row.request, value), row);
+}
+
+std::size_t call_list(const Fd &fd, Scope scope, std::span<const ListedCall> list,
+                      std::span<std::uint8_t> buffer, std::size_t first) {
+    for (std::size_t number = first; number < list.size(); number++) {
+        const auto [index, offset, size] = list[number];
+        if (index >= std::size(table) || table[index].scope != scope)
+            throw RangeError("a list has a request of another kind of handle");
+        if (offset > buffer.size() || size > buffer.size() - offset)
+            throw RangeError(std::string(table[index].name) + " is beyond its list's buffer");
+        const Ioctl &row = table[index];
+        const auto part = buffer.subspan(offset, size);
+        if (row.argument == Argument::None) {
+            const std::int32_t answer = call(fd, row);
+            std::memcpy(part.data(), &answer, std::min(part.size(), sizeof answer));
+            continue;
+        }
+        const int result = call(fd, row, part);
+        if (row.total == msrs_total && static_cast<std::uint32_t>(result) < u32_at(part.data(), 0))
+            return number;
+    }
+    return list.size();
 }
 
 } // namespace nvmx::kvm

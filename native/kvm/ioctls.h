@@ -40,4 +40,15 @@ const Ioctl &ioctl_named(Scope scope, std::string_view name);
 int call(const Fd &fd, const Ioctl &ioctl, std::span<std::uint8_t> buffer);
 int call(const Fd &fd, const Ioctl &ioctl, unsigned long value = 0);
 
+/// One request of a list: its row in the table, and where in the list's buffer its structure is.
+struct ListedCall {
+    std::uint32_t row, offset, size;
+};
+
+/// Makes the requests in order over one buffer, from number `first`. The answer of one without a structure is
+/// left in its four bytes. Returns the number of the first that did not do all it was asked to (KVM_GET_MSRS
+/// and KVM_SET_MSRS stop at an MSR they refuse), or the length of the list. Throws RangeError, KvmError.
+std::size_t call_list(const Fd &fd, Scope scope, std::span<const ListedCall> list,
+                      std::span<std::uint8_t> buffer, std::size_t first);
+
 } // namespace nvmx::kvm

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect } from 'vitest';
 import { KvmClosedError, type Vcpu, VcpuBusyError, type Vm } from '../../lib/kvm/index.ts';
-import { hlt, inAl, load, movAl, outAl, spin, start, storeAl, test } from './machine.ts';
+import { hlt, inAl, load, movAl, outAl, spin, start, storeAl, test, thrown } from './machine.ts';
 
 /** All of XMM0 to XMM15, through XSAVE: KVM_SET_FPU does not tell the CPU that they are in use. */
 function setXmm(vcpu: Vcpu, value: number): void {
@@ -73,6 +73,88 @@ describe('save and restore', () => {
     vcpu.restore(snapshot);
     expect(vcpu.getRegs().rip).toBe(0x1002n);
     expect(vcpu.runSync()).toMatchObject({ port: 3, data: Uint8Array.of(0x5c) });
+  });
+
+  test('each part is what its request gives', ({ kvm, vm }) => {
+    const vcpu = load(vm, hlt);
+    vcpu.setCpuid(kvm.supportedCpuid());
+    disturb(vcpu);
+    const snapshot = vcpu.save();
+    const raw = (request: string, size: number, fill = (_: DataView) => {}) => {
+      const bytes = new Uint8Array(size);
+      fill(new DataView(bytes.buffer));
+      vcpu.ioctl(request, bytes);
+      return bytes;
+    };
+    const entries = vcpu.getCpuid().length;
+    expect(entries).toBeGreaterThan(10);
+    expect(snapshot.cpuid).toEqual(
+      raw('KVM_GET_CPUID2', 8 + entries * 40, (view) => view.setUint32(0, entries, true)),
+    );
+    expect(snapshot.tscKhz).toBe(vcpu.getTscKhz());
+    expect(snapshot.mpState).toEqual(raw('KVM_GET_MP_STATE', 4));
+    expect(snapshot.regs).toEqual(raw('KVM_GET_REGS', 144));
+    expect(snapshot.sregs).toEqual({ request: 'KVM_SET_SREGS2', bytes: raw('KVM_GET_SREGS2', 320) });
+    expect(snapshot.xcrs).toEqual(raw('KVM_GET_XCRS', 392));
+    expect(snapshot.xsave).toEqual(vcpu.getXsave());
+    expect(snapshot.debugRegs).toEqual(raw('KVM_GET_DEBUGREGS', 128));
+    expect(snapshot.events).toEqual(raw('KVM_GET_VCPU_EVENTS', 64));
+    const msrs = new Map<number, bigint>();
+    for (const batch of snapshot.msrs) {
+      const view = new DataView(batch.buffer, batch.byteOffset, batch.length);
+      for (let at = 8; at < batch.length; at += 16)
+        msrs.set(view.getUint32(at, true), view.getBigUint64(at + 8, true));
+    }
+    expect([msrs.get(0x174), msrs.get(0x176)]).toEqual([0x55n, 0x66n]);
+  });
+
+  test('an MSR that cannot be written has its value already, or is an error', ({ vm }) => {
+    const vcpu = load(vm, hlt);
+    const snapshot = vcpu.save();
+    // IA32_PLATFORM_ID: KVM gives 0 and takes nothing.
+    const withId = (value: bigint) => {
+      const view = new DataView(new ArrayBuffer(8 + 3 * 16));
+      view.setUint32(0, 3, true);
+      for (const [at, index, bits] of [
+        [8, 0x174, 0x77n],
+        [24, 0x17, value],
+        [40, 0x176, 0x88n],
+      ] as const) {
+        view.setUint32(at, index, true);
+        view.setBigUint64(at + 8, bits, true);
+      }
+      return { ...snapshot, msrs: [new Uint8Array(view.buffer)] };
+    };
+    const refused = thrown(() => vcpu.restore(withId(5n)));
+    expect(refused).toMatchObject({
+      name: 'KvmMsrError',
+      request: 'KVM_SET_MSRS',
+      index: 0x17,
+      processed: 1,
+    });
+    expect([...vcpu.getMsrs([0x174, 0x176]).values()]).toEqual([0x77n, 0n]);
+    vcpu.setRegs({ rbx: 9n });
+    vcpu.restore(withId(0n));
+    expect([...vcpu.getMsrs([0x174, 0x176]).values()]).toEqual([0x77n, 0x88n]);
+    expect(vcpu.getRegs().rbx).toBe(0n);
+  });
+
+  test('an error names its request, and the next restore is not disturbed', ({ vm }) => {
+    const vcpu = load(vm, hlt);
+    const snapshot = vcpu.save();
+    const restore = (part: object) => thrown(() => vcpu.restore({ ...snapshot, ...part }));
+    expect(restore({ regs: new Uint8Array(143) })).toMatchObject({
+      name: 'RangeError',
+      message: expect.stringContaining('KVM_SET_REGS needs 144 bytes'),
+    });
+    expect(restore({ events: 'none' })).toMatchObject({
+      name: 'TypeError',
+      message: expect.stringContaining('KVM_SET_VCPU_EVENTS'),
+    });
+    expect(restore({ lapic: new Uint8Array(1024) })).toMatchObject({ request: 'KVM_SET_LAPIC', errno: -22 });
+    vcpu.setRegs({ rbx: 9n });
+    vcpu.restore(snapshot);
+    expect(vcpu.getRegs().rbx).toBe(0n);
   });
 
   test('the TSC is put back where it was', ({ kvm, vm }) => {
