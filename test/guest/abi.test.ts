@@ -29,6 +29,12 @@ test('a record view reads and writes little-endian at its offsets', () => {
   cpu.setU32('irq_counts', 0x0102_0304, 3);
   const at = 4096 + records.cpu.fields.irq_counts[0] + 12;
   expect([...new Uint8Array(memory, at, 4)]).toEqual([4, 3, 2, 1]);
+  cpu.setU16('irq_counts', 0x0506, 7);
+  cpu.setU8('irq_counts', 0x07, 12);
+  expect([...new Uint8Array(memory, at, 4)]).toEqual([7, 3, 6, 5]);
+  expect([cpu.u8('irq_counts', 13), cpu.u16('irq_counts', 6), cpu.u32('irq_counts', 3)]).toEqual([
+    0x03, 0x0307, 0x0506_0307,
+  ]);
   cpu.inner('fault', 'fault').setU64('cr2', 0xffff_ffff_ffff_ffffn);
   expect(cpu.inner('fault', 'fault').u64('cr2')).toBe(0xffff_ffff_ffff_ffffn);
   expect(() => new RecordView(memory, 'cpu', 8192 - 16)).toThrow(RangeError);

@@ -63,7 +63,7 @@ test('a posted-interrupt descriptor: PIR, ON, SN, NV, NDST at their places', () 
   expect(eoiExitBitmap([0, 65, 255])).toEqual([1n, 2n, 0n, 1n << 63n]);
 });
 
-test('a virtual-APIC page: TPR and the vectors requested and in service', () => {
+test('a virtual-APIC page: TPR, PPR and the vectors requested and in service', () => {
   const buffer = memory();
   const page = new VirtualApicPage(at(buffer), 4096);
   page.tpr = 0x50;
@@ -71,7 +71,8 @@ test('a virtual-APIC page: TPR and the vectors requested and in service', () => 
   const view = new DataView(buffer, 4096);
   expect([view.getUint32(0x80, true), view.getUint32(0x240, true)]).toEqual([0x50, 1 << 17]);
   view.setUint32(0x110, 2, true);
-  expect([page.requested, page.inService]).toEqual([[0x91], [0x21]]);
+  view.setUint32(0xa0, 0x1_0060, true);
+  expect([page.requested, page.inService, page.ppr]).toEqual([[0x91], [0x21], 0x60]);
 });
 
 test('events to inject and events seen are the same 32 bits', () => {

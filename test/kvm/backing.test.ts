@@ -3,7 +3,7 @@ import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, wr
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect } from 'vitest';
-import { type Backing, KvmError, type Vm } from '../../lib/kvm/index.ts';
+import { type Backing, KvmError, KvmUnsupportedError, VM_TYPE, type Vm } from '../../lib/kvm/index.ts';
 import { hlt, load, loadAl, movAl, outAl, storeAl, test, thrown } from './machine.ts';
 
 const byteAt = (vm: Vm, gpa: number) => vm.memory.read(gpa, 1)[0];
@@ -161,6 +161,44 @@ describe('backings', () => {
     expect(() => region.discard(0x800, 0x1000)).toThrow(RangeError);
   });
 
+  test('private pages are those of the guest_memfd, shared ones plain memory', async ({ kvm, skip }) => {
+    if (!kvm.vmTypes().includes('sw-protected'))
+      skip('the kernel has no VM type sw-protected (CONFIG_KVM_SW_PROTECTED_VM, which needs CONFIG_EXPERT)');
+    const vm = kvm.createVm({ type: VM_TYPE['sw-protected'] });
+    vm.memory.add({ gpa: 0x8000, size: 0x2000, backing: 'guest-memfd' });
+    vm.memory.write(0x8000, Uint8Array.of(0x5a));
+    const look = (port: number) => [...loadAl(0x8000), ...outAl(port)];
+    const vcpu = load(vm, [
+      ...look(1),
+      ...look(2),
+      ...movAl(0x77),
+      ...storeAl(0x8000),
+      ...look(3),
+      ...look(4),
+      ...hlt,
+    ]);
+    expect(await vcpu.run()).toMatchObject({ port: 1, data: Uint8Array.of(0x5a) });
+    vm.setMemoryPrivate(0x8000, 0x1000, true);
+    expect(await vcpu.run()).toMatchObject({ port: 2, data: Uint8Array.of(0) });
+    expect(await vcpu.run()).toMatchObject({ port: 3, data: Uint8Array.of(0x77) });
+    expect(byteAt(vm, 0x8000)).toBe(0x5a);
+    vm.setMemoryPrivate(0x8000, 0x1000, false);
+    expect(await vcpu.run()).toMatchObject({ port: 4, data: Uint8Array.of(0x5a) });
+    expect(thrown(() => vm.setMemoryPrivate(0x8000, 0x800, true))).toMatchObject({ code: 'EINVAL' });
+  });
+
+  test('setMemoryPrivate names the capability that a VM does not have', ({ vm, skip }) => {
+    expect(() => vm.setMemoryPrivate(-1, 0x1000, true)).toThrow(RangeError);
+    expect(() => vm.setMemoryPrivate(0, 0x1000, 1 as never)).toThrow(TypeError);
+    if (vm.checkExtension('KVM_CAP_MEMORY_ATTRIBUTES') > 0) skip('this VM has KVM_CAP_MEMORY_ATTRIBUTES');
+    const refused = thrown(() => vm.setMemoryPrivate(0, 0x1000, true));
+    expect(refused).toBeInstanceOf(KvmUnsupportedError);
+    expect(refused).toMatchObject({
+      capability: 'KVM_CAP_MEMORY_ATTRIBUTES',
+      request: 'KVM_SET_MEMORY_ATTRIBUTES',
+    });
+  });
+
   test('what is no backing is a TypeError', ({ vm }) => {
     for (const backing of [
       'tape',
@@ -230,7 +268,9 @@ describe('page operations', () => {
     vm.memory.write(0x8000, Uint8Array.of(0x5a));
     const { buffer, hva } = region;
     const vcpu = load(vm, [...loadAl(0x8000), ...outAl(1), ...loadAl(0x8000), ...outAl(2), ...hlt]);
-    region.swap({ copy: true, backing: 'memfd' });
+    expect(region.backingSpec).toBe('anonymous');
+    region.swap({ copy: true, backing: { type: 'memfd', hugePages: false } });
+    expect(region.backingSpec).toEqual({ type: 'memfd', hugePages: false });
     expect(region.hva).not.toBe(hva);
     expect([region.slot, region.gpa, region.backing, buffer.byteLength]).toEqual([9, 0x8000, 'memfd', 0]);
     expect(await vcpu.run()).toMatchObject({ port: 1, data: Uint8Array.of(0x5a) });

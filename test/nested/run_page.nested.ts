@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// What userspace and KVM tell each other in struct kvm_run besides the exit itself, and what userspace injects. No L2:
+// these are here because a software backend of /dev/kvm does not have them all, and a real kvm_intel does.
+import assert from 'node:assert/strict';
+import { type TestContext, test } from 'node:test';
+import { type Exit, Kvm, KvmError, SYNC, type Vcpu, type Vm } from '../../lib/kvm/index.ts';
+
+const CODE = 0x1000;
+/** A port of its own for each handler, so that the exit says which one ran. */
+const HANDLER_PORT = 0x70;
+const LIMIT_MS = 15_000;
+
+// 16-bit machine code
+const out = (port: number) => [0xe6, port];
+const [cli, sti, nop, hlt, iret] = [0xfa, 0xfb, 0x90, 0xf4, 0xcf];
+const [rdmsr, wrmsr, vmcall, spin] = [
+  [0x0f, 0x32],
+  [0x0f, 0x30],
+  [0x0f, 0x01, 0xc1],
+  [0xeb, 0xfe],
+];
+
+/** A vCPU in real mode with a stack, and a handler for each of `vectors`: OUT to its port, IRET. */
+function load(vm: Vm, code: readonly number[], vectors: readonly number[] = []): Vcpu {
+  vm.memory.add({ gpa: 0, size: 0x2000 });
+  vm.memory.write(CODE, Uint8Array.from(code));
+  for (const [index, vector] of vectors.entries()) {
+    const handler = CODE + 0x100 + index * 0x10;
+    vm.memory.write(vector * 4, Uint8Array.of(handler & 0xff, handler >> 8, 0, 0));
+    vm.memory.write(handler, Uint8Array.of(...out(HANDLER_PORT + index), iret));
+  }
+  const vcpu = vm.createVcpu(0);
+  vcpu.setSregs({ cs: { base: 0n, selector: 0 }, ss: { base: 0n, selector: 0 } });
+  vcpu.setRegs({ rip: BigInt(CODE), rflags: 2n, rsp: 0x800n });
+  return vcpu;
+}
+
+function run(vcpu: Vcpu): Exit {
+  return vcpu.runSync({ timeoutMs: LIMIT_MS });
+}
+
+function expectOut(exit: Exit, port: number, ...data: number[]): void {
+  assert(exit.type === 'io' && exit.direction === 'out', `expected OUT, got ${exit.type}`);
+  assert.equal(exit.port, port);
+  if (data.length > 0) assert.deepEqual([...exit.data], data);
+}
+
+function onVm(name: string, body: (vm: Vm, kvm: Kvm, context: TestContext) => unknown): void {
+  test(name, async (context) => {
+    using kvm = Kvm.open();
+    using vm = kvm.createVm();
+    await body(vm, kvm, context);
+  });
+}
+
+onVm('an interrupt window opens when the guest can take an interrupt, which then comes', (vm) => {
+  const vcpu = load(vm, [cli, ...out(1), sti, nop, nop, hlt], [0x20]);
+  const { kvmRun } = vcpu;
+  expectOut(run(vcpu), 1);
+  assert.deepEqual([kvmRun.ifFlag, kvmRun.readyForInterruptInjection], [false, false]);
+  kvmRun.requestInterruptWindow = true;
+  assert.deepEqual(run(vcpu), { type: 'irq-window-open' });
+  assert.deepEqual([kvmRun.ifFlag, kvmRun.readyForInterruptInjection, kvmRun.exitReason], [true, true, 7]);
+  assert.equal(kvmRun.requestInterruptWindow, true);
+  kvmRun.requestInterruptWindow = false;
+  vcpu.injectInterrupt(0x20);
+  expectOut(run(vcpu), HANDLER_PORT);
+  assert.deepEqual(run(vcpu), { type: 'hlt' });
+  assert.throws(() => vcpu.injectInterrupt(256), RangeError);
+});
+
+onVm('an NMI is taken whatever RFLAGS.IF is, and masks others until IRET', (vm) => {
+  const vcpu = load(vm, [cli, ...out(1), nop, hlt], [2]);
+  expectOut(run(vcpu), 1);
+  vcpu.injectNmi();
+  assert.deepEqual(vcpu.getEvents().nmi, { injected: 0, pending: 1, masked: 0 });
+  expectOut(run(vcpu), HANDLER_PORT);
+  assert.deepEqual(vcpu.getEvents().nmi, { injected: 0, pending: 0, masked: 1 });
+  assert.deepEqual(run(vcpu), { type: 'hlt' });
+  assert.equal(vcpu.getEvents().nmi.masked, 0);
+});
+
+onVm('RDMSR and WRMSR of an MSR that KVM does not know are answered, or #GP', (vm) => {
+  const index = 0x1234_5678;
+  const why = 2;
+  vm.enableCap('KVM_CAP_X86_USER_SPACE_MSR', { args: [BigInt(why)] });
+  const vcpu = load(vm, [...rdmsr!, ...out(1), ...wrmsr!, ...out(2), ...rdmsr!, hlt], [13]);
+  vcpu.setRegs({ rcx: BigInt(index) });
+  assert.deepEqual(run(vcpu), { type: 'rdmsr', index, why });
+  vcpu.kvmRun.answerMsr(0x1122_3344_5566_775an);
+  expectOut(run(vcpu), 1, 0x5a);
+  const { rax, rdx } = vcpu.getRegs();
+  assert.deepEqual([rax, rdx], [0x5566_775an, 0x1122_3344n]);
+  assert.deepEqual(run(vcpu), { type: 'wrmsr', index, why, value: 0x1122_3344_5566_775an });
+  vcpu.kvmRun.answerMsr(0n);
+  expectOut(run(vcpu), 2);
+  assert.deepEqual(run(vcpu), { type: 'rdmsr', index, why });
+  vcpu.kvmRun.answerMsr(undefined);
+  expectOut(run(vcpu), HANDLER_PORT);
+  assert.throws(() => vcpu.kvmRun.answerMsr(-1n), RangeError);
+});
+
+onVm('a hypercall that userspace asked for is answered', (vm) => {
+  const MAP_GPA_RANGE = 12;
+  vm.enableCap('KVM_CAP_EXIT_HYPERCALL', { args: [1n << BigInt(MAP_GPA_RANGE)] });
+  const vcpu = load(vm, [...vmcall!, ...out(1), hlt]);
+  vcpu.setRegs({ rax: BigInt(MAP_GPA_RANGE), rbx: 0x3000n, rcx: 2n, rdx: 0x10n });
+  const exit = run(vcpu);
+  assert(exit.type === 'hypercall');
+  assert.deepEqual([exit.nr, ...exit.args.slice(0, 3)], [12n, 0x3000n, 2n, 0x10n]);
+  vcpu.kvmRun.answerHypercall(0x5cn);
+  expectOut(run(vcpu), 1, 0x5c);
+});
+
+onVm('synchronised special registers and events go in without a call', (vm) => {
+  const vcpu = load(vm, [...out(1), ...out(2), hlt], [2]);
+  const { kvmRun } = vcpu;
+  kvmRun.validRegs = SYNC.sregs | SYNC.events;
+  expectOut(run(vcpu), 1);
+  kvmRun.setSyncSregs({ cr2: 0x1234_5000n, gs: { base: 0x7000n } });
+  kvmRun.setSyncEvents({ nmi: { injected: 0, pending: 1, masked: 0 }, flags: 1 });
+  assert.equal(kvmRun.dirtyRegs, SYNC.sregs | SYNC.events);
+  // The NMI that was put there comes before the second OUT
+  expectOut(run(vcpu), HANDLER_PORT);
+  assert.equal(kvmRun.dirtyRegs, 0);
+  const { cr2, gs } = vcpu.getSregs();
+  assert.deepEqual([cr2, gs.base], [0x1234_5000n, 0x7000n]);
+  assert.deepEqual([kvmRun.syncSregs.cr2, kvmRun.syncEvents.nmi.masked], [0x1234_5000n, 1]);
+  expectOut(run(vcpu), 2);
+});
+
+onVm('CR8, the APIC’s base and immediate_exit are in the page', async (vm) => {
+  const vcpu = load(vm, [...out(1), ...spin!]);
+  const { kvmRun } = vcpu;
+  vcpu.setSregs({ cr8: 5n, apicBase: 0xfee0_0900n });
+  assert.equal(kvmRun.cr8, 5n);
+  expectOut(run(vcpu), 1);
+  assert.deepEqual([kvmRun.cr8, kvmRun.apicBase, kvmRun.immediateExit], [5n, 0xfee0_0900n, false]);
+  const running = vcpu.run();
+  vcpu.kick();
+  assert.deepEqual(await running, { type: 'interrupted' });
+  assert.equal(kvmRun.immediateExit, true);
+  vcpu.settle();
+  assert.equal(kvmRun.immediateExit, false);
+});
+
+onVm('notifyPaused tells a guest that has a kvmclock', (vm) => {
+  const SYSTEM_TIME = 0x4b56_4d01;
+  const [CLOCK, FLAGS_AT, STOPPED] = [0x1800, 29, 2];
+  const vcpu = load(vm, [...out(1), ...out(2), hlt]);
+  const flags = () => vm.memory.read(CLOCK + FLAGS_AT, 1)[0]! & STOPPED;
+  assert.throws(() => vcpu.notifyPaused(), { code: 'EINVAL', request: 'KVM_KVMCLOCK_CTRL' });
+  vcpu.setMsrs([[SYSTEM_TIME, BigInt(CLOCK | 1)]]);
+  expectOut(run(vcpu), 1);
+  assert.equal(flags(), 0);
+  vcpu.notifyPaused();
+  expectOut(run(vcpu), 2);
+  assert.equal(flags(), STOPPED);
+});
+
+onVm('an identity map’s address is taken until there is a vCPU', (vm) => {
+  vm.setIdentityMapAddr(0xfffb_c000);
+  vm.setIdentityMapAddr(0);
+  vm.createVcpu(0);
+  assert.throws(() => vm.setIdentityMapAddr(0xfffb_c000), KvmError);
+  assert.throws(() => vm.setIdentityMapAddr(-1), RangeError);
+});
+
+onVm('Hyper-V’s CPUID says so, and a vCPU’s has its eVMCS', (vm, kvm) => {
+  const signature = 'Linux KVM Hv';
+  const [NESTED_FEATURES, VENDOR] = [0x4000_000a, 0x4000_0000];
+  const vcpu = vm.createVcpu(0);
+  const leaf = (entries: ReturnType<Kvm['supportedHvCpuid']>, number: number) =>
+    entries.find((entry) => entry.function === number);
+  const text = (entry: { ebx: number; ecx: number; edx: number } | undefined) =>
+    Buffer.from(Uint32Array.of(entry!.ebx, entry!.ecx, entry!.edx).buffer).toString('latin1');
+  for (const entries of [kvm.supportedHvCpuid(), vcpu.supportedHvCpuid()])
+    assert.equal(text(leaf(entries, VENDOR)), signature);
+  const versions = () => leaf(vcpu.supportedHvCpuid(), NESTED_FEATURES)!.eax & 0xffff;
+  const before = versions();
+  assert.equal(vcpu.enableEnlightenedVmcs(), 0x0101);
+  assert.deepEqual([before, versions()], [0, 0x0101]);
+});
