@@ -14,6 +14,8 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 mkdirSync(join(folder, 'parts'));
 const put = (name: string, text: string) => writeFileSync(join(folder, name), text);
 put('parts/one.ts', 'export const one: number = 1;\n');
+put('parts/up.ts', "import { up } from '../up.ts';\nconsole.log(up);\n");
+put('up.ts', 'export const up: number = 4;\n');
 put('data.txt', 'hello');
 put('broken.ts', 'const = ;\n');
 put('notes.txt', 'no script');
@@ -46,6 +48,15 @@ describe('nvmx run on the host', () => {
       stdout: 'a --help 1 function 681e hello\n',
       stderr: 'to stderr\n',
     });
+  });
+
+  test('a module outside its folder needs --folder, and nothing is written beside it', async () => {
+    const args = ['run', script('parts/up.ts'), '--machine', 'host'];
+    const { status, stderr } = await nvmx(args, {});
+    expect(status).toBe(2);
+    expect(stderr).toContain(`imports ${script('up.ts')}, which is not in ${script('parts')}: name a folder`);
+    expect(readdirSync(folder).filter((name) => name.endsWith('.js'))).toEqual([]);
+    expect(await nvmx([...args, '--folder', folder], {})).toMatchObject({ status: 0, stdout: '4\n' });
   });
 
   test('an error names the line of the TypeScript file', async () => {

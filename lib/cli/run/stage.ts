@@ -63,7 +63,9 @@ function findCompiler(entry: string): string | undefined {
 }
 
 /** A copy of the folder in which ES modules stand beside the TypeScript that the script reaches. */
-function compile(compiler: string, entry: string, folder: string, out: string): Script {
+function compile(compiler: string, entry: string, folder: string, temporary: string): Script {
+  // Under its own absolute path: what the script imports from elsewhere must not be compiled beside its source.
+  const out = join(temporary, folder);
   for (const file of filesOf(folder)) {
     mkdirSync(dirname(join(out, file)), { recursive: true });
     cpSync(join(folder, file), join(out, file));
@@ -71,12 +73,20 @@ function compile(compiler: string, entry: string, folder: string, out: string): 
   const options = [
     '--module esnext --moduleResolution bundler --target es2023 --noCheck --skipLibCheck --inlineSourceMap',
   ];
-  options.push('--rewriteRelativeImportExtensions --ignoreConfig');
-  const argv = [entry, '--rootDir', folder, '--outDir', out, ...options.join(' ').split(' ')];
+  options.push('--rewriteRelativeImportExtensions --ignoreConfig --listEmittedFiles');
+  const argv = [entry, '--rootDir', '/', '--outDir', temporary, ...options.join(' ').split(' ')];
   const { status, stdout, error } = spawnSync(process.execPath, [compiler, ...argv], { encoding: 'utf8' });
   const made = join(out, relative(folder, entry)).replace(/ts$/, 'js');
   if (status !== 0 || !existsSync(made)) {
     throw new UsageError(`${entry} does not compile:\n${(error?.message ?? stdout).trim()}`);
+  }
+  const emitted = [...stdout.matchAll(/^TSFILE: (.*)$/gm)].map(([, file]) => file!);
+  const outside = emitted.find((file) => relative(out, file).startsWith('..'));
+  if (outside !== undefined) {
+    const source = `/${relative(temporary, outside).replace(/js$/, 'ts')}`;
+    throw new UsageError(
+      `${entry} imports ${source}, which is not in ${folder}: name a folder that holds both with --folder`,
+    );
   }
   const manifest = join(out, 'package.json');
   const own = existsSync(manifest) ? (JSON.parse(readFileSync(manifest, 'utf8')) as object) : {};
