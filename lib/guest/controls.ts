@@ -111,12 +111,22 @@ export type ControlGroup = keyof Groups;
 /** `secondary.enable-ept` and so on: the group, then the SDM's name of the control in kebab case. */
 export type ControlName = { [G in ControlGroup]: `${G}.${keyof Groups[G]['bits'] & string}` }[ControlGroup];
 
-function bitOf(name: ControlName): { group: ControlGroup; bit: number } {
+interface Place {
+  readonly group: ControlGroup;
+  readonly bit: number;
+}
+const places = new Map<ControlName, Place>();
+
+function bitOf(name: ControlName): Place {
+  const known = places.get(name);
+  if (known) return known;
   const [group, control] = name.split('.') as [ControlGroup, string];
   const bits: Readonly<Record<string, number>> | undefined = GROUPS[group]?.bits;
   const bit = bits?.[control];
   if (bit === undefined) throw new TypeError(`"${name}" is not a VMX control`);
-  return { group, bit };
+  const place = { group, bit };
+  places.set(name, place);
+  return place;
 }
 
 /** Which settings of the controls are allowed, from the values of {@link VMX_CAPABILITY_MSRS}. */

@@ -107,6 +107,8 @@ async function load(path) {
   await module.evaluate();
   return module.namespace;
 }
+// For a process that another program of the package starts.
+process.env.NVMX_START = __filename;
 process.argv.splice(1, 1);
 load(process.argv[1].slice(__dirname.length + 1));
 `;

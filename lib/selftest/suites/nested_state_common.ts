@@ -106,11 +106,20 @@ export function outcome(action: () => unknown): string {
   }
 }
 
+const BLOCK = 512;
+
 /** Offsets of bytes that differ, in a nested state the guest-linear address apart. */
 export function differing(a: Uint8Array, b: Uint8Array, isNested = false): number[] {
   const isNoise = (at: number) => isNested && at >= GUEST_LINEAR_ADDRESS && at < GUEST_LINEAR_ADDRESS + 8;
-  const longest = Math.max(a.length, b.length);
-  return Array.from({ length: longest }, (_, at) => at).filter((at) => a[at] !== b[at] && !isNoise(at));
+  const found: number[] = [];
+  // A block at once: states that should be equal are, and a loop over them takes the emulator half a second.
+  for (let from = 0; from < Math.max(a.length, b.length); from += BLOCK) {
+    if (Buffer.compare(a.subarray(from, from + BLOCK), b.subarray(from, from + BLOCK)) === 0) continue;
+    for (let at = from; at < Math.min(from + BLOCK, Math.max(a.length, b.length)); at += 1) {
+      if (a[at] !== b[at] && !isNoise(at)) found.push(at);
+    }
+  }
+  return found;
 }
 
 /** Parts of two snapshots that differ, with the offset of the first byte; LAPIC timer and clocks go on and are not compared. */
