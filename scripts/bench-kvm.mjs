@@ -24,6 +24,7 @@ const quantile = (values, part) => values.toSorted((a, b) => a - b)[Math.floor((
 /** MOV CX, 199; OUT 0x10, AL; LOOP to the OUT; OUT 0x11, AL; JMP to the MOV: the peer's guest. */
 const CODE = [0xb9, 199, 0, 0xe6, 0x10, 0xe2, 0xfc, 0xe6, 0x11, 0xeb, 0xf5];
 const EXITS_A_TURN = 200;
+const GROUP = 10;
 
 function machine(kvm) {
   const vm = kvm.createVm();
@@ -74,7 +75,11 @@ const WORKS = {
     },
   },
   'registers read and written': {
-    run: ({ vcpu }, count) => average(count, () => vcpu.setRegs(vcpu.getRegs())),
+    // In groups that are too short for the machine to do something else in the middle of most.
+    run: ({ vcpu }, count) =>
+      middle(count / GROUP, () => {
+        for (let i = 0; i < GROUP; i++) vcpu.setRegs(vcpu.getRegs());
+      }) / GROUP,
   },
   'memslot added and deleted': {
     run: ({ vm }, count) =>

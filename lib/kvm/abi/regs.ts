@@ -50,71 +50,40 @@ export function decodeRegs(words: BigUint64Array): Regs {
   };
 }
 
+/** False when it is no 64-bit number. */
+function put(words: BigUint64Array, index: number, value: bigint | undefined): boolean {
+  if (typeof value !== 'bigint') return false;
+  words[index] = value;
+  return words[index] === value;
+}
+
 /**
  * Writes all registers; false for anything that {@link patchRegs} must look at: a part of them, other names, wrong
- * types, or values that are no 64-bit numbers and so are not what was written. In one piece for the same reason as
- * above, and read back only when all are written, which takes half the time of doing both for each.
+ * types or values. One call after the other for the same reason as above.
  */
 export function encodeRegs(words: BigUint64Array, regs: Partial<Regs>): boolean {
   let names = 0;
   for (const _ in regs) names++;
-  if (names !== REGISTERS.length) return false;
-  const { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags } = regs;
-  if (typeof rax !== 'bigint') return false;
-  if (typeof rbx !== 'bigint') return false;
-  if (typeof rcx !== 'bigint') return false;
-  if (typeof rdx !== 'bigint') return false;
-  if (typeof rsi !== 'bigint') return false;
-  if (typeof rdi !== 'bigint') return false;
-  if (typeof rsp !== 'bigint') return false;
-  if (typeof rbp !== 'bigint') return false;
-  if (typeof r8 !== 'bigint') return false;
-  if (typeof r9 !== 'bigint') return false;
-  if (typeof r10 !== 'bigint') return false;
-  if (typeof r11 !== 'bigint') return false;
-  if (typeof r12 !== 'bigint') return false;
-  if (typeof r13 !== 'bigint') return false;
-  if (typeof r14 !== 'bigint') return false;
-  if (typeof r15 !== 'bigint') return false;
-  if (typeof rip !== 'bigint') return false;
-  if (typeof rflags !== 'bigint') return false;
-  words[0] = rax;
-  words[1] = rbx;
-  words[2] = rcx;
-  words[3] = rdx;
-  words[4] = rsi;
-  words[5] = rdi;
-  words[6] = rsp;
-  words[7] = rbp;
-  words[8] = r8;
-  words[9] = r9;
-  words[10] = r10;
-  words[11] = r11;
-  words[12] = r12;
-  words[13] = r13;
-  words[14] = r14;
-  words[15] = r15;
-  words[16] = rip;
-  words[17] = rflags;
   return (
-    words[0] === rax &&
-    words[1] === rbx &&
-    words[2] === rcx &&
-    words[3] === rdx &&
-    words[4] === rsi &&
-    words[5] === rdi &&
-    words[6] === rsp &&
-    words[7] === rbp &&
-    words[8] === r8 &&
-    words[9] === r9 &&
-    words[10] === r10 &&
-    words[11] === r11 &&
-    words[12] === r12 &&
-    words[13] === r13 &&
-    words[14] === r14 &&
-    words[15] === r15 &&
-    words[16] === rip &&
-    words[17] === rflags
+    names === REGISTERS.length &&
+    put(words, 0, regs.rax) &&
+    put(words, 1, regs.rbx) &&
+    put(words, 2, regs.rcx) &&
+    put(words, 3, regs.rdx) &&
+    put(words, 4, regs.rsi) &&
+    put(words, 5, regs.rdi) &&
+    put(words, 6, regs.rsp) &&
+    put(words, 7, regs.rbp) &&
+    put(words, 8, regs.r8) &&
+    put(words, 9, regs.r9) &&
+    put(words, 10, regs.r10) &&
+    put(words, 11, regs.r11) &&
+    put(words, 12, regs.r12) &&
+    put(words, 13, regs.r13) &&
+    put(words, 14, regs.r14) &&
+    put(words, 15, regs.r15) &&
+    put(words, 16, regs.rip) &&
+    put(words, 17, regs.rflags)
   );
 }
 
