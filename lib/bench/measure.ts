@@ -8,6 +8,8 @@ import type { BenchEnvironment, BenchEvent, Figure, Measurement } from './model.
 import type { BenchJob } from './protocol.ts';
 import { spread } from './statistics.ts';
 
+/** Of KVM_CAP_GUEST_MEMFD_FLAGS. */
+const GUEST_MEMFD_FLAG_MMAP = 1;
 /** Passes whose medians differ by more than this say that the machine was not quiet. */
 const NOISY = 0.05;
 
@@ -77,7 +79,7 @@ function wantedOf(
 }
 
 /** All that is missing, so that nobody repairs one thing only to hear of the next. */
-function benchMissing(bench: Bench, { probe, unmanaged }: BenchContext): string | undefined {
+export function benchMissing(bench: Bench, { probe, unmanaged }: BenchContext): string | undefined {
   if (probe.kvm.device !== 'ok') return probe.kvm.problem ?? '/dev/kvm does not open';
   const reasons: string[] = [];
   if (bench.nested && !probe.nestedVmx.usable) reasons.push(probe.nestedVmx.reason);
@@ -85,8 +87,12 @@ function benchMissing(bench: Bench, { probe, unmanaged }: BenchContext): string 
   if (bench.backing === 'hugetlb' && freeHugePages() === 0) {
     reasons.push('no huge pages of 2 MiB are reserved (echo 64 > /proc/sys/vm/nr_hugepages, as root)');
   }
-  if (bench.backing === 'guest-memfd' && !probe.kvm.capabilities['KVM_CAP_GUEST_MEMFD']) {
-    reasons.push('this kernel has no guest_memfd (Linux 6.8; mapped into the process: 6.18)');
+  if (bench.backing === 'guest-memfd') {
+    const { KVM_CAP_GUEST_MEMFD: has, KVM_CAP_GUEST_MEMFD_FLAGS: flags = 0 } = probe.kvm.capabilities;
+    if (!has) reasons.push('this kernel has no guest_memfd (Linux 6.8; mapped into the process: 6.18)');
+    else if ((flags & GUEST_MEMFD_FLAG_MMAP) === 0) {
+      reasons.push("this kernel's guest_memfd cannot be mapped into the process (Linux 6.18)");
+    }
   }
   return reasons.length === 0 ? undefined : reasons.join('; ');
 }

@@ -62,6 +62,7 @@ const CAPABILITIES = [
   'KVM_CAP_READONLY_MEM',
   'KVM_CAP_DIRTY_LOG_RING',
   'KVM_CAP_GUEST_MEMFD',
+  'KVM_CAP_GUEST_MEMFD_FLAGS',
   'KVM_CAP_X86_TRIPLE_FAULT_EVENT',
 ] as const satisfies readonly CapabilityName[];
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { expect, test } from 'vitest';
 import { benches } from '../../lib/bench/index.ts';
+import { benchMissing } from '../../lib/bench/measure.ts';
 import { machineDescription } from '../../lib/lab/bochs.ts';
 
 test('what a backing cannot do is told before anything is set up', () => {
@@ -15,6 +16,20 @@ test('what a backing cannot do is told before anything is set up', () => {
     [`memslot/move-active/${place}`, expect.stringContaining('no memslot on a guest_memfd')],
     [`memslot/move-inactive/${place}`, expect.stringContaining('no memslot on a guest_memfd')],
   ]);
+});
+
+test('a guest_memfd that is not there, or cannot be mapped, is told with the kernel that has it', () => {
+  const bench = benches.find(({ family }) => family === 'round-trip/guest-memfd')!;
+  const reason = (capabilities: Record<string, number>) =>
+    benchMissing(bench, {
+      probe: { kvm: { device: 'ok', capabilities }, nestedVmx: { usable: true } },
+      unmanaged: { reason: 'none' },
+    } as never);
+  expect(reason({ KVM_CAP_GUEST_MEMFD: 0 })).toContain('has no guest_memfd (Linux 6.8');
+  // Debian's 6.12 for servers: it is there for confidential VMs.
+  const old = { KVM_CAP_GUEST_MEMFD: 1, KVM_CAP_GUEST_MEMFD_FLAGS: 0 };
+  expect(reason(old)).toContain('cannot be mapped into the process (Linux 6.18)');
+  expect(reason({ KVM_CAP_GUEST_MEMFD: 1, KVM_CAP_GUEST_MEMFD_FLAGS: 3 })).toBeUndefined();
 });
 
 test('a machine of more memory than the emulator takes of the host', () => {
