@@ -3,7 +3,7 @@
 import type { Histogram } from '../bench/index.ts';
 import { formatValue } from './bench.ts';
 import type { BenchComparison, Comparison, FigureComparison, TestComparison } from './compare.ts';
-import { countVerdicts } from './compare_text.ts';
+import { countVerdicts, sides } from './compare_text.ts';
 import { type Bar, escapeXml, type Line, lineChart, ratioBars } from './svg.ts';
 
 const STYLE = `
@@ -19,7 +19,7 @@ svg .grid{stroke:var(--grid)}svg .one{stroke:var(--fg)}svg .interval{stroke:var(
 svg rect.faster{fill:var(--faster)}svg rect.slower{fill:var(--slower)}svg rect.same{fill:var(--same)}
 svg path{fill:none;stroke-width:2}svg path.base{stroke:var(--base)}svg path.head{stroke:var(--head)}svg circle.base{fill:var(--base)}svg circle.head{fill:var(--head)}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(440px,1fr));gap:12px}
-.key span{display:inline-block;width:22px;border-top:3px solid;vertical-align:middle;margin-right:5px}.key .b{border-color:var(--base)}.key .h{border-color:var(--head);margin-left:18px}
+.key span{display:inline-block;width:22px;border-top:3px solid;vertical-align:middle;margin-right:5px}.key .b{border-color:var(--base)}.key .h{border-color:var(--head)}.key .b~.h{margin-left:18px}.key br~.h{margin-left:0}
 `;
 
 export function renderCompareHtml(comparison: Comparison): string {
@@ -27,6 +27,9 @@ export function renderCompareHtml(comparison: Comparison): string {
   return `<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>nvmx compare</title><style>${STYLE}</style></head>
 <body><h1>nvmx compare</h1>
+<p class="key">${sides(comparison)
+    .map((side, i) => `<span class="${i === 0 ? 'b' : 'h'}"></span>${escapeXml(side)}`)
+    .join('<br>')}</p>
 ${body}
 </body></html>
 `;
@@ -36,6 +39,7 @@ function benchBody(comparison: BenchComparison): string {
   const compared = comparison.figures.filter((figure) => figure.ratio !== undefined);
   const sections = [
     `<p>${countVerdicts(comparison)}</p>`,
+    headline(comparison),
     comparison.warnings.length === 0
       ? ''
       : `<ul class="dim">${comparison.warnings.map((warning) => `<li>${escapeXml(warning)}</li>`).join('')}</ul>`,
@@ -69,6 +73,17 @@ function benchBody(comparison: BenchComparison): string {
     environmentTable(comparison),
   );
   return sections.join('\n');
+}
+
+/** What unmanaged memory costs on each side, by the round trip that needs the most pages. */
+function headline({ figures }: BenchComparison): string {
+  const found = figures.filter(({ id, ratio }) => id.startsWith('ratio/round-trip/') && ratio !== undefined);
+  if (found.length === 0) return '';
+  const [most] = found.sort(
+    (a, b) => Math.max(b.base!.p50, b.head!.p50) - Math.max(a.base!.p50, a.head!.p50),
+  );
+  const value = (side: 'base' | 'head'): string => `<b>${most![side]!.p50.toFixed(2)}</b>`;
+  return `<p>unmanaged ÷ anonymous memory, ${escapeXml(most!.id.replace('ratio/', ''))}: base ${value('base')}, head ${value('head')}</p>`;
 }
 
 /** Share of samples at or below a time; worth drawing only where there are many. */

@@ -25,7 +25,8 @@ export function countVerdicts(comparison: BenchComparison): string {
     .join(', ');
 }
 
-function sides(comparison: Comparison): string[] {
+/** Which two there are: base, then head. */
+export function sides(comparison: Comparison): string[] {
   if (comparison.kind === 'bench') {
     return [comparison.base, comparison.head].map(
       ({ environment: e }, i) =>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Charts as inline SVG: no script, no external font, colours from the page's style sheet.
 
+import { describeRatio } from './compare_text.ts';
+
 export function escapeXml(text: string): string {
   return text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 }
@@ -50,8 +52,8 @@ export function ratioBars(bars: readonly Bar[]): string {
     const [a, b] = [at(1), at(ratio)];
     parts.push(
       `<text x="${left - 10}" y="${y + 12}" text-anchor="end">${escapeXml(label)}</text>`,
-      `<rect class="${kind}" x="${number(Math.min(a, b))}" y="${y + 2}" width="${number(Math.max(1.5, Math.abs(b - a)))}" height="13"><title>${escapeXml(label)}: ${number(ratio)}×</title></rect>`,
-      `<text class="value" x="${width - 84}" y="${y + 12}">${ratio.toFixed(3)}×</text>`,
+      `<rect class="${kind}" x="${number(Math.min(a, b))}" y="${y + 2}" width="${number(Math.max(1.5, Math.abs(b - a)))}" height="13"><title>${escapeXml(label)}: ${describeRatio(ratio)}</title></rect>`,
+      `<text class="value" x="${width - 84}" y="${y + 12}">${describeRatio(ratio)}</text>`,
     );
     if (interval) {
       parts.push(

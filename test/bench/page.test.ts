@@ -29,6 +29,7 @@ function side(kernel: string, scale: number) {
       }),
     ),
     figure('invalidate/madvise/anonymous/vmcs=32', spread(6000 / scale ** 0.3)),
+    figure('ratio/round-trip/vapic', [2.27 * scale], { unit: 'ratio' }),
     { ...figure('exit/l1-cpuid', [1000]), interval: [980, 1030] as const },
   ]);
 }
@@ -54,7 +55,12 @@ describe.skipIf(!browser)('the page of nvmx compare in a real browser (package c
     const { stdout: dom } = await chromium('--dump-dom');
     expect(dom.match(/<svg /g)).toHaveLength(10);
     expect(dom.match(/<path class="(base|head)"/g)).toHaveLength(18);
-    expect(dom).toContain('Linux 6.1-patched (stock)');
+    expect(dom).toMatch(
+      /<h1>nvmx compare<\/h1>\s*<p class="key">.*base: Linux 6.1 .*head: Linux 6.1-patched \(stock\)/,
+    );
+    expect(dom).toMatch(
+      /unmanaged ÷ anonymous memory, round-trip\/vapic: base <b>2.27<\/b>, head <b>1.04<\/b>/,
+    );
     expect(dom).not.toContain('<parsererror');
     expect(dom).not.toMatch(/NaN|undefined|Infinity/);
   });
