@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-import { execFileSync } from 'node:child_process';
-import { existsSync, writeFileSync } from 'node:fs';
+import { readdirSync } from 'node:fs';
+import { constants, setPriority } from 'node:os';
 import { measureHere } from './measure.ts';
 import type { BenchEvent } from './model.ts';
-import { type BenchJob, CHRT, encodeBenchEvent } from './protocol.ts';
+import { type BenchJob, encodeBenchEvent } from './protocol.ts';
 import { benches } from './suites/index.ts';
 
 // The measuring process, in the lab machine or pinned to a CPU of the host: takes a job, answers with one event a line.
@@ -16,16 +16,12 @@ process.exitCode = 0;
 
 /**
  * The lab has one CPU. Node's other threads would take it for whole time slices, 800 thousand cycles each, in the
- * middle of a sample: as a real-time thread this one gives it away only where it waits. Its vCPUs' threads inherit that.
+ * middle of a sample: so this thread has the highest priority, which its vCPUs' threads inherit, and they the lowest.
+ * (As a real-time thread it starved something for good on Linux 6.1.)
  */
 function keepCpu(): void {
-  if (!existsSync(CHRT)) {
-    emit({
-      event: 'note',
-      note: `samples may hold time slices of other threads: ${CHRT} is missing outside`,
-    });
-    return;
+  setPriority(constants.priority.PRIORITY_HIGHEST);
+  for (const thread of readdirSync('/proc/self/task').map(Number)) {
+    if (thread !== process.pid) setPriority(thread, constants.priority.PRIORITY_LOW);
   }
-  writeFileSync('/proc/sys/kernel/sched_rt_runtime_us', '-1');
-  execFileSync(CHRT, ['--fifo', '--pid', '1', String(process.pid)]);
 }

@@ -15,9 +15,6 @@ export interface BenchJob {
   readonly pinnedTo?: number;
 }
 
-/** A program of util-linux, which every Debian has; the lab machine gets it from outside. */
-export const CHRT = '/usr/bin/chrt';
-
 /** In front of every event line, so that anything else a program prints is never taken for one. */
 const MARK = '@nvmx-bench ';
 

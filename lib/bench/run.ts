@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { spawn } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
@@ -14,7 +14,7 @@ import {
   type Figure,
   type Missing,
 } from './model.ts';
-import { type BenchJob, CHRT, decodeBenchEvent } from './protocol.ts';
+import { type BenchJob, decodeBenchEvent } from './protocol.ts';
 
 export interface BenchRequest {
   readonly machine: 'auto' | 'host' | 'lab';
@@ -172,11 +172,9 @@ async function inLab(job: BenchJob, request: BenchRequest, collected: Collected)
     ...(request.lab.append === undefined ? [] : [request.lab.append]),
   ].join(' ');
   const full: BenchJob = { ...job, memoryBytes: memoryMiB * 1024 * 1024 };
-  const names = seriesForLab();
   const result = await runInLab(['dist/bench/agent.js', JSON.stringify(full)], {
     ...request.lab,
-    ...names,
-    files: { ...names.files, ...(existsSync(CHRT) ? { [CHRT]: CHRT } : {}) },
+    ...seriesForLab(),
     ...(append === '' ? {} : { append }),
     ...(request.signal ? { signal: request.signal } : {}),
     memoryMiB,
