@@ -19,7 +19,7 @@ svg .grid{stroke:var(--grid)}svg .one{stroke:var(--fg)}svg .interval{stroke:var(
 svg rect.faster{fill:var(--faster)}svg rect.slower{fill:var(--slower)}svg rect.same{fill:var(--same)}
 svg path{fill:none;stroke-width:2}svg path.base{stroke:var(--base)}svg path.head{stroke:var(--head)}svg circle.base{fill:var(--base)}svg circle.head{fill:var(--head)}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(440px,1fr));gap:12px}
-.key span{display:inline-block;width:22px;border-top:3px solid;vertical-align:middle;margin-right:5px}.key .b{border-color:var(--base)}.key .h{border-color:var(--head)}.key .b~.h{margin-left:18px}.key br~.h{margin-left:0}
+.key span{display:inline-block;width:22px;border-top:3px solid;vertical-align:middle;margin-right:5px}.key .b{border-color:var(--base)}.key .h{border-color:var(--head)}.key .b~.h{margin-left:18px}
 `;
 
 export function renderCompareHtml(comparison: Comparison): string {
@@ -27,9 +27,9 @@ export function renderCompareHtml(comparison: Comparison): string {
   return `<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>nvmx compare</title><style>${STYLE}</style></head>
 <body><h1>nvmx compare</h1>
-<p class="key">${sides(comparison)
-    .map((side, i) => `<span class="${i === 0 ? 'b' : 'h'}"></span>${escapeXml(side)}`)
-    .join('<br>')}</p>
+${sides(comparison)
+  .map((side, i) => `<p class="key"><span class="${i === 0 ? 'b' : 'h'}"></span>${escapeXml(side)}</p>`)
+  .join('')}
 ${body}
 </body></html>
 `;
@@ -106,6 +106,8 @@ function latencyChart({ base, head }: FigureComparison): string {
     yTitle: 'share of samples',
     yLog: false,
     steps: true,
+    // Beyond it a few samples with a timer interrupt or worse would squeeze all the others into a line
+    xMax: Math.max(base.p99, head.p99),
   });
 }
 

@@ -76,6 +76,8 @@ export interface ChartOptions {
   readonly yTitle: string;
   readonly yLog: boolean;
   readonly steps?: boolean;
+  /** Points farther right are drawn at the edge. */
+  readonly xMax?: number;
 }
 
 /** Lines of both sides over a logarithmic x axis. */
@@ -84,7 +86,7 @@ export function lineChart(lines: readonly Line[], options: ChartOptions): string
   const points = lines.flatMap((line) => line.points);
   const xs = points.map(([x]) => Math.max(x, 0.5));
   const ys = points.map(([, y]) => y);
-  const x = logScale(Math.min(...xs) * 0.95, Math.max(...xs) * 1.05, left, width - right);
+  const x = logScale(Math.min(...xs) * 0.95, (options.xMax ?? Math.max(...xs)) * 1.05, left, width - right);
   const yTop = Math.max(...ys) * 1.1;
   const y = options.yLog
     ? logScale(Math.min(...ys) * 0.9, yTop, height - bottom, top)

@@ -56,7 +56,7 @@ describe.skipIf(!browser)('the page of nvmx compare in a real browser (package c
     expect(dom.match(/<svg /g)).toHaveLength(10);
     expect(dom.match(/<path class="(base|head)"/g)).toHaveLength(18);
     expect(dom).toMatch(
-      /<h1>nvmx compare<\/h1>\s*<p class="key">.*base: Linux 6.1 .*head: Linux 6.1-patched \(stock\)/,
+      /<h1>nvmx compare<\/h1>\s*<p class="key">.*base: Linux 6.1 .*<p class="key">.*head: Linux 6.1-patched \(stock\)/,
     );
     expect(dom).toMatch(
       /unmanaged ÷ anonymous memory, round-trip\/vapic: base <b>2.27<\/b>, head <b>1.04<\/b>/,
