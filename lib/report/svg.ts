@@ -23,7 +23,16 @@ export function logScale(low: number, high: number, from: number, to: number) {
       if (tick >= low * 0.999 && tick <= high * 1.001) ticks.push(tick);
     }
   }
-  return { at, ticks };
+  return { at, ticks: ticks.length > 1 ? ticks : evenTicks(low, high) };
+}
+
+/** For a range so narrow that hardly a round power of ten is in it. */
+function evenTicks(low: number, high: number): number[] {
+  const rough = (high - low) / 4;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough)!;
+  const first = Math.ceil(low / step);
+  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
 }
 
 export interface Bar {

@@ -13,6 +13,7 @@ import {
   slowerThan,
   type TestComparison,
 } from '../../lib/report/index.ts';
+import { logScale } from '../../lib/report/svg.ts';
 import { figure, report, tests } from './fixtures.ts';
 
 const base = report('6.1', [
@@ -199,4 +200,10 @@ test('only results of one kind are compared', () => {
   expect(() => parseResult('a.json', 'null')).toThrow(CompareError);
   expect(() => parseResult('a.json', '{')).toThrow(/not JSON/);
   expect(parseResult('a.json', JSON.stringify(base))).toEqual(base);
+});
+
+test('an axis has ticks to read, however narrow its range', () => {
+  expect(logScale(875, 976, 0, 1).ticks).toEqual([900, 950]);
+  expect(logScale(13_248, 17_089, 0, 1).ticks).toEqual([14_000, 15_000, 16_000, 17_000]);
+  expect(logScale(800, 6000, 0, 1).ticks).toEqual([1000, 2000, 5000]);
 });
