@@ -43,6 +43,18 @@ export const SOURCE_EDITS: readonly SourceEdit[] = [
     replace: 'if (is_unmasked_event_pending(BX_EVENT_PENDING_VMX_VIRTUAL_INTR)) {',
   },
   {
+    file: 'cpu/icache.h',
+    why: 'decoded instructions are found by the low bits of their address: two that are 64 KiB apart drive each other out',
+    find: '#define BxICacheEntries (64  * 1024)',
+    replace: '#define BxICacheEntries (1024 * 1024)',
+  },
+  {
+    file: 'cpu/icache.h',
+    why: 'when the pool of decoded instructions is full all of them go',
+    find: '#define BxICacheMemPool (576 * 1024)',
+    replace: '#define BxICacheMemPool (2048 * 1024)',
+  },
+  {
     file: 'cpu/event.cc',
     why: 'nothing can wake a halted single CPU before the next timer event: go there in one step',
     find: 'BX_TICKN(10); // when in HLT run time faster for single CPU',
