@@ -79,7 +79,10 @@ interface Boot {
   readonly result: LabResult;
   /** The agent said it was through. */
   readonly ended: boolean;
-  /** The test that had begun and not ended. */
+  /**
+   * The test that had begun and not ended; when no line says so, the one behind the last result: what a dying machine
+   * said last may still have been in the serial line's buffer.
+   */
   readonly running: Cursor | undefined;
 }
 
@@ -107,6 +110,7 @@ async function runOnce(
   };
   let ended = false;
   let running: Cursor | undefined;
+  let next: Cursor | undefined = from;
   let engine = 'emulated';
   const result = await runInLab([options.agent ?? AGENT_PROGRAM, JSON.stringify(job)], {
     ...(options.agent === undefined ? { program: programOf(tests, options) } : {}),
@@ -124,7 +128,9 @@ async function runOnce(
       if (event.event === 'start') {
         const { id, iteration } = event;
         running = { iteration, index: tests.findIndex((test) => test.id === id) };
-      } else if (event.event === 'result') {
+      } else if (event.event === 'result' && event.result.parent === undefined) {
+        const { iteration, index } = running ?? next ?? from;
+        next = index + 1 < tests.length ? { iteration, index: index + 1 } : undefined;
         running = undefined;
       } else if (event.event === 'end') {
         ended = true;
@@ -133,7 +139,7 @@ async function runOnce(
       else onEvent(event);
     },
   });
-  return { result, ended, running };
+  return { result, ended, running: running ?? (result.bootMs === undefined ? undefined : next) };
 }
 
 function programOf(tests: readonly Selftest[], { programs }: LabRunOptions): string {

@@ -58,9 +58,9 @@ setInterval(() => say(${JSON.stringify(encodeEvent({ event: 'heartbeat' }))}), 2
 say(${JSON.stringify(encodeEvent(machine))});
 (async () => {
   for (const id of ids.slice(from.index)) {
-    say('@nvmx ' + JSON.stringify({ event: 'start', id, iteration: from.iteration }));
+    if (id !== 'mute') say('@nvmx ' + JSON.stringify({ event: 'start', id, iteration: from.iteration }));
     await new Promise((resolve) => setTimeout(resolve, 50));
-    if (id === 'panic') writeFileSync('/proc/sysrq-trigger', 'c');
+    if (id === 'panic' || id === 'mute') writeFileSync('/proc/sysrq-trigger', 'c');
     if (id === 'quit') process.exit(9);
     if (id === 'off') execSync('poweroff -f; sleep 9');
     if (id === 'hang') process.kill(process.pid, 'SIGSTOP');
@@ -100,6 +100,16 @@ describe.skipIf(!lab.possible)('a machine that dies under a test', { timeout: 60
     expect(results[1]?.reproduce).toBe('nvmx test panic --machine lab');
     expect(events.filter((event) => event.event === 'machine')).toHaveLength(1);
     expect(events.filter((event) => event.event === 'result')).toHaveLength(3);
+  });
+
+  test('the line that names the test is lost with the machine: it is the one behind the last result', async () => {
+    const { results } = await run(['before', 'mute', 'mute', 'after']);
+    expect(results.map((result) => [result.id, result.verdict])).toEqual([
+      ['before', 'pass'],
+      ['mute', 'crash'],
+      ['mute', 'crash'],
+      ['after', 'pass'],
+    ]);
   });
 
   test('a machine that says nothing more is stopped: crash; a test process or a machine that ends is an error', async () => {
