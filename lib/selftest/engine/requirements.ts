@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { type ControlName, MissingControlError } from '../../guest/index.ts';
-import { KvmUnsupportedError } from '../../kvm/index.ts';
+import { type CapabilityName, KvmUnsupportedError } from '../../kvm/index.ts';
 import type { Requirement } from './model.ts';
 
 /** /dev/kvm opens and is driven by kvm_intel with nesting on. */
@@ -21,14 +21,16 @@ export function vmxControl(name: ControlName): Requirement {
   };
 }
 
+/** What KVM_CHECK_EXTENSION must know; `advice` says where it is to be had. */
+export function capability(name: CapabilityName, advice: string): Requirement {
+  return {
+    name,
+    missing: ({ kvm }) => (kvm.capabilities[name] ? undefined : `${name} is missing: ${advice}`),
+  };
+}
+
 /** Binary statistics by file descriptor: counts of nested entries come from there. */
-export const binaryStats: Requirement = {
-  name: 'KVM_CAP_BINARY_STATS_FD',
-  missing: (probe) =>
-    probe.kvm.capabilities['KVM_CAP_BINARY_STATS_FD']
-      ? undefined
-      : 'KVM_CAP_BINARY_STATS_FD is missing: a kernel from 5.14 on has it',
-};
+export const binaryStats = capability('KVM_CAP_BINARY_STATS_FD', 'a kernel from 5.14 on has it');
 
 /** A test found out for itself that it cannot run here. */
 export class SkipError extends Error {

@@ -2,7 +2,8 @@
 // Events that come from outside: interrupts, NMIs, INIT and SIPI, windows, and what blocks them.
 import { Batch } from '../../guest/index.ts';
 import { VCPUEVENT_VALID } from '../../kvm/index.ts';
-import type { Requirement, Selftest } from '../engine/model.ts';
+import type { Selftest } from '../engine/model.ts';
+import { capability } from '../engine/requirements.ts';
 import { type Bench, type ScenarioCase, scenarioTest } from './scenario.ts';
 
 const VECTOR = 0x61;
@@ -298,13 +299,7 @@ const PRIORITIES: readonly ScenarioCase[] = [
   },
 ];
 
-const tripleFaultEvent: Requirement = {
-  name: 'KVM_CAP_X86_TRIPLE_FAULT_EVENT',
-  missing: ({ kvm }) =>
-    kvm.capabilities['KVM_CAP_X86_TRIPLE_FAULT_EVENT']
-      ? undefined
-      : 'KVM_CAP_X86_TRIPLE_FAULT_EVENT is missing: a kernel from 6.1 on has it',
-};
+const tripleFaultEvent = capability('KVM_CAP_X86_TRIPLE_FAULT_EVENT', 'a kernel from 6.1 on has it');
 
 const RESETS: readonly ScenarioCase[] = [
   {

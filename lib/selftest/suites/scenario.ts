@@ -26,7 +26,7 @@ import type {
   Selftest,
   SelftestContext,
 } from '../engine/model.ts';
-import { nestedVmx, vmxControl } from '../engine/requirements.ts';
+import { capability, nestedVmx, vmxControl } from '../engine/requirements.ts';
 import { bootL1, hex } from './common.ts';
 import { type TraceOptions, trace } from './trace.ts';
 
@@ -157,13 +157,10 @@ export interface Scenario {
 }
 
 /** Hyper-V's enlightened VMCS for L1. */
-export const enlightenedVmcs: Requirement = {
-  name: 'KVM_CAP_HYPERV_ENLIGHTENED_VMCS',
-  missing: (probe) =>
-    probe.kvm.capabilities['KVM_CAP_HYPERV_ENLIGHTENED_VMCS']
-      ? undefined
-      : 'KVM_CAP_HYPERV_ENLIGHTENED_VMCS is missing: kvm_intel of a kernel with CONFIG_KVM_HYPERV has it',
-};
+export const enlightenedVmcs = capability(
+  'KVM_CAP_HYPERV_ENLIGHTENED_VMCS',
+  'kvm_intel of a kernel with CONFIG_KVM_HYPERV has it',
+);
 
 /** The expectations of one run, their names after `prefix`. */
 function tableOf(prefix: string, variant: Variant): Record<string, Expected> {
