@@ -4,13 +4,11 @@ import type { ControlName } from '../../guest/index.ts';
 import type { Requirement, Selftest } from '../engine/model.ts';
 import { kernelFrom } from '../engine/requirements.ts';
 import { hex } from './common.ts';
-import { type ControlCase, controlTest } from './scenario.ts';
+import { type ControlCase, controlTest, MARK, MARKED } from './scenario.ts';
 import { PORT_INPUT } from './trace.ts';
 
 /** UD2 and "kvm": KVM emulates the instruction behind it (kvm.force_emulation_prefix). */
 const PREFIX = [0x0f, 0x0b, 0x6b, 0x76, 0x6d];
-const MARK = [0xb8, 0x5a, 0, 0, 0];
-const MARKED = [0x5a];
 const VECTOR = 0x61;
 const PORT = 0x80;
 /** xor eax, eax; out 0x80, al */

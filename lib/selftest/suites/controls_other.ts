@@ -2,7 +2,7 @@
 // Pin-based, VM-exit and VM-entry controls, SDM vol. 3, 25.6.1, 25.7.1 and 25.8.1.
 import { Batch } from '../../guest/index.ts';
 import type { Observations, Selftest } from '../engine/model.ts';
-import { type Bench, type ControlCase, controlTest } from './scenario.ts';
+import { type Bench, type ControlCase, controlTest, MARK, MARKED } from './scenario.ts';
 
 const VECTOR = 0x51;
 const NMI = 2;
@@ -17,7 +17,6 @@ const EFER_SCE = 0x501;
 const DR7_RESET = 0x400;
 const DR7_L0 = 0x401;
 const PERF_GLOBAL_RESERVED = 1n << 63n;
-const MARK = [0xb8, 0x5a, 0, 0, 0];
 
 const irqCounts = ({ cpu, l2 }: Bench): Observations => ({
   l1Irqs: cpu.interruptCount(VECTOR),
@@ -150,8 +149,8 @@ const EXIT: readonly ControlCase[] = [
     // mov eax, 0x401; mov dr7, rax
     program: (p, bench) => p.call(bench.code(0xb8, 1, 4, 0, 0, 0x0f, 0x23, 0xf8, ...MARK)),
     after: async ({ l2 }) => ({ dr7: Number(await l2.vmread('GUEST_DR7')) }),
-    set: { exits: ['vmcall'], executed: 1, values: [0x5a], more: { dr7: DR7_L0 } },
-    clear: { exits: ['vmcall'], executed: 1, values: [0x5a], more: { dr7: DR7_RESET } },
+    set: { exits: ['vmcall'], executed: 1, values: MARKED, more: { dr7: DR7_L0 } },
+    clear: { exits: ['vmcall'], executed: 1, values: MARKED, more: { dr7: DR7_RESET } },
   },
   {
     control: 'exit.host-address-space-size',

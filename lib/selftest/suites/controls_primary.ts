@@ -2,7 +2,7 @@
 // Primary processor-based controls, SDM vol. 3, 25.6.2.
 import type { ControlName } from '../../guest/index.ts';
 import type { Observations, Selftest } from '../engine/model.ts';
-import { type Bench, type ControlCase, controlTest } from './scenario.ts';
+import { type Bench, type ControlCase, controlTest, MARK, MARKED } from './scenario.ts';
 import { PORT_INPUT } from './trace.ts';
 
 const UD = 1 << 6;
@@ -12,9 +12,6 @@ const VECTOR = 0x51;
 const SYSENTER_ESP = 0x175;
 const X2APIC_TPR = 0x808;
 const TSC_OFFSET = 1n << 44n;
-/** MOV EAX, 0x5a: what code folds whose instruction was skipped or did nothing. */
-const MARK = [0xb8, 0x5a, 0, 0, 0];
-const MARKED = [0x5a];
 
 /** An instruction of L2 that exits when the control is set and completes when it is not. */
 interface InstructionRow {

@@ -3,7 +3,7 @@
 // controls_primary.ts.
 import type { L2Program } from '../../guest/index.ts';
 import type { Selftest } from '../engine/model.ts';
-import { type Bench, type ControlCase, controlTest } from './scenario.ts';
+import { type Bench, type ControlCase, controlTest, MARK, MARKED } from './scenario.ts';
 
 const UD = 1 << 6;
 const UD_EXIT = 'exception-or-nmi info=0x80000306';
@@ -12,8 +12,6 @@ const TSC = 0x10;
 const X2APIC_TPR = 0x808;
 const VECTOR = 0x51;
 const NOTIFICATION = 0xe2;
-const MARK = [0xb8, 0x5a, 0, 0, 0];
-const MARKED = [0x5a];
 const GUEST_RSP = 0x681c;
 const NO_LINK = 0xffff_ffff_ffff_ffffn;
 const SHADOW = 0x8000_0000;

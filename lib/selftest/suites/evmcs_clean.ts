@@ -8,7 +8,7 @@ import {
   type VmcsField,
 } from '../../guest/index.ts';
 import type { Observations, Selftest } from '../engine/model.ts';
-import { type Bench, type ScenarioCase, scenarioTest } from './scenario.ts';
+import { type Bench, MARK, MARKED, type ScenarioCase, scenarioTest } from './scenario.ts';
 import { trace } from './trace.ts';
 
 const UD = 1 << 6;
@@ -18,7 +18,6 @@ const PAT_RESET = 0x0007_0406_0007_0406n;
 const FS_BASE = 0xc000_0100;
 const SYSENTER_ESP = 0x175;
 const TRUSTS_MSR_BITMAP = 2n;
-const MARK = [0xb8, 0x5a, 0, 0, 0];
 
 /** A field of each clean group, and how L2 or L1 notices that it was changed between two entries. */
 interface GroupRow {
@@ -64,8 +63,8 @@ const GROUPS: readonly GroupRow[] = [
     field: 'SECONDARY_VM_EXEC_CONTROL',
     round: (p, bench) => p.call(bench.code(0x0f, 0x09, ...MARK)),
     value: (_, old) => old | (1n << 6n), // WBINVD exiting
-    old: { exits: [], values: [0x5a] },
-    changed: { exits: ['wbinvd len=2'], values: [0x5a] },
+    old: { exits: [], values: MARKED },
+    changed: { exits: ['wbinvd len=2'], values: MARKED },
   },
   {
     group: 'controlGroup2',
@@ -82,8 +81,8 @@ const GROUPS: readonly GroupRow[] = [
     field: 'CPU_BASED_VM_EXEC_CONTROL',
     round: (p, bench) => p.call(bench.code(0xf3, 0x90, ...MARK)),
     value: (_, old) => old | (1n << 30n), // PAUSE exiting
-    old: { exits: [], values: [0x5a] },
-    changed: { exits: ['pause len=2'], values: [0x5a] },
+    old: { exits: [], values: MARKED },
+    changed: { exits: ['pause len=2'], values: MARKED },
   },
   {
     group: 'controlEvent',
@@ -109,7 +108,7 @@ const GROUPS: readonly GroupRow[] = [
     options: () => ({ exceptionBitmap: UD }),
     round: (p, bench) => p.call(bench.code(0x0f, 0x0b)),
     value: () => 0,
-    old: { exits: ['exception-or-nmi info=0x80000306'], values: [0x5a] },
+    old: { exits: ['exception-or-nmi info=0x80000306'], values: MARKED },
     changed: { exits: ['L2 exception 6 code=0x0'], values: [] },
   },
   {

@@ -39,6 +39,9 @@ export const CONTROL_FIELD: Readonly<Record<ControlGroup, VmcsField>> = {
 };
 
 const RET = 0xc3;
+/** mov eax, 0x5a: what code folds whose instruction in front was skipped or did nothing. */
+export const MARK = [0xb8, 0x5a, 0, 0, 0] as const;
+export const MARKED = [0x5a] as const;
 const PAGE_SIZE = 4096;
 /** Writes to this address are messages to the local APIC whose id is in bits 19:12. */
 const MSI_BASE = 0xfee0_0000n;
