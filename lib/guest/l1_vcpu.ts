@@ -94,6 +94,14 @@ export class L1Vcpu {
     return this.#vpAssist;
   }
 
+  /** The bytes of that page; {@link VP_ASSIST} has their offsets. @throws GuestProtocolError when there is none */
+  get vpAssistPage(): DataView<ArrayBuffer> {
+    if (this.#vpAssist === undefined) {
+      throw new GuestProtocolError(`L1 vCPU ${this.index} has no VP assist page: boot L1 with evmcs`);
+    }
+    return new DataView(this.#memory, this.#vpAssist, 4096);
+  }
+
   /** @internal MSRs 0x40000000, 0x40000001 and 0x40000073. */
   async enableHyperV(hypercallPage: number, assistPage: number): Promise<void> {
     await this.executeAll(

@@ -61,8 +61,7 @@ async function discardedPageTraps(kvm: Kvm): Promise<boolean> {
 async function unalignedEvmcsRefused(kvm: Kvm): Promise<boolean> {
   await using l1 = await L1.boot(kvm.createVm(), { evmcs: true });
   const l2 = await l1.createL2({ evmcs: true }, (program) => program.vmcall());
-  const pointer = (l1.vcpus[0]?.vpAssist ?? 0) + VP_ASSIST.currentNestedVmcs;
-  new DataView(l1.memory.buffer).setBigUint64(pointer, BigInt(l2.vmcs + 8), true);
+  l1.cpu(0).vpAssistPage.setBigUint64(VP_ASSIST.currentNestedVmcs, BigInt(l2.vmcs + 8), true);
   try {
     mustBeVmcall(await l2.enter());
     return false;

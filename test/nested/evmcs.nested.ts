@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { EVMCS_CLEAN, foldChecksum } from '../../lib/guest/index.ts';
+import { EVMCS_CLEAN, foldChecksum, VP_ASSIST } from '../../lib/guest/index.ts';
 import { exitOf, nestedRuns, progressOf, syncOf, withL1 } from './machine.ts';
 
 const EVMCS_FLAG = 4;
@@ -21,6 +21,8 @@ test('an L2 runs on an enlightened VMCS, and nested state says so', () =>
     assert.equal(exitOf(await l2.enter(), 'vmcall').registers.rax, 0xdefn);
     progressOf(l2, { executed: 4, checksum: foldChecksum([7]) });
     assert.equal(nestedRuns(l1), 2);
+    const { vpAssistPage } = l1.cpu(0);
+    assert.equal(vpAssistPage.getBigUint64(VP_ASSIST.currentNestedVmcs, true), BigInt(l2.vmcs));
     assert.equal(await l2.fields.read('VIRTUAL_PROCESSOR_ID'), 3n);
     assert.equal(await l2.fields.read('VM_EXIT_REASON'), 18n);
     await assert.rejects(l2.fields.read('APIC_ACCESS_ADDR'), /an enlightened VMCS has no field 0x2014/);
@@ -58,6 +60,7 @@ test('KVM believes clean fields: a group that says "unchanged" is not read again
 
 test('without the option, an L1 has no eVMCS', () =>
   withL1({}, async (l1) => {
+    assert.throws(() => l1.cpu(0).vpAssistPage, /L1 vCPU 0 has no VP assist page: boot L1 with evmcs/);
     await assert.rejects(
       l1.createL2({ evmcs: true }, (program) => program.vmcall()),
       /booted with \{ evmcs: true \}/,

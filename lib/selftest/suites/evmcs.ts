@@ -17,14 +17,12 @@ const ELSEWHERE = 0xc000_0000;
 
 /** Makes the VP assist page of L1's vCPU name another eVMCS. */
 function point(bench: Bench, gpa: number): void {
-  const at = (bench.cpu.vpAssist ?? 0) + VP_ASSIST.currentNestedVmcs;
-  new DataView(bench.l1.memory.buffer).setBigUint64(at, BigInt(gpa), true);
+  bench.cpu.vpAssistPage.setBigUint64(VP_ASSIST.currentNestedVmcs, BigInt(gpa), true);
 }
 
 /** What it names. */
 function pointer(bench: Bench): number {
-  const at = (bench.cpu.vpAssist ?? 0) + VP_ASSIST.currentNestedVmcs;
-  return Number(new DataView(bench.l1.memory.buffer).getBigUint64(at, true));
+  return Number(bench.cpu.vpAssistPage.getBigUint64(VP_ASSIST.currentNestedVmcs, true));
 }
 
 const POINTER_CASES: readonly ScenarioCase[] = [

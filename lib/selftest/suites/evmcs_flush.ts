@@ -72,8 +72,7 @@ function enable(bench: Bench, switches: Switches = {}): void {
   evmcs.setWord('partitionAssistPage', assistPage);
   evmcs.setWord('vmId', 1);
   evmcs.setWord('vpId', 1);
-  const features = (bench.cpu.vpAssist ?? 0) + VP_ASSIST.nestedFeatures;
-  new DataView(bench.l1.memory.buffer).setUint32(features, directHypercall ? DIRECT_HYPERCALL : 0, true);
+  bench.cpu.vpAssistPage.setUint32(VP_ASSIST.nestedFeatures, directHypercall ? DIRECT_HYPERCALL : 0, true);
 }
 
 /** What each hypercall returned; -1 for one that did not return. */

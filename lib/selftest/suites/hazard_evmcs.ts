@@ -37,8 +37,7 @@ async function relocated(
   );
   const page = new GuestPage(vm);
   new Uint8Array(page.region.buffer).set(l1.bytes(l2.vmcs, EVMCS_BYTES));
-  const pointer = (l1.cpu(0).vpAssist ?? 0) + VP_ASSIST.currentNestedVmcs;
-  new DataView(l1.memory.buffer).setBigUint64(pointer, BigInt(page.gpa), true);
+  l1.cpu(0).vpAssistPage.setBigUint64(VP_ASSIST.currentNestedVmcs, BigInt(page.gpa), true);
   l2.area.setU64('evmcs', page.gpa);
   return { l2, page };
 }
