@@ -35,7 +35,10 @@ test('a record view reads and writes little-endian at its offsets', () => {
   expect([cpu.u8('irq_counts', 13), cpu.u16('irq_counts', 6), cpu.u32('irq_counts', 3)]).toEqual([
     0x03, 0x0307, 0x0506_0307,
   ]);
-  cpu.inner('fault', 'fault').setU64('cr2', 0xffff_ffff_ffff_ffffn);
-  expect(cpu.inner('fault', 'fault').u64('cr2')).toBe(0xffff_ffff_ffff_ffffn);
+  expect(cpu.u64('irq_counts', 1)).toBe(0x0506_0307_0000_0000n);
+  cpu.inner('fault', 'fault').setU64('cr2', 0xf102_0304_0506_0708n);
+  const cr2 = 4096 + records.cpu.fields.fault[0] + records.fault.fields.cr2[0];
+  expect([...new Uint8Array(memory, cr2, 8)]).toEqual([8, 7, 6, 5, 4, 3, 2, 0xf1]);
+  expect(cpu.inner('fault', 'fault').u64('cr2')).toBe(0xf102_0304_0506_0708n);
   expect(() => new RecordView(memory, 'cpu', 8192 - 16)).toThrow(RangeError);
 });

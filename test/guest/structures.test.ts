@@ -71,8 +71,9 @@ test('a virtual-APIC page: TPR, PPR and the vectors requested and in service', (
   const view = new DataView(buffer, 4096);
   expect([view.getUint32(0x80, true), view.getUint32(0x240, true)]).toEqual([0x50, 1 << 17]);
   view.setUint32(0x110, 2, true);
+  view.setUint32(0x80, 0x1_0070, true);
   view.setUint32(0xa0, 0x1_0060, true);
-  expect([page.requested, page.inService, page.ppr]).toEqual([[0x91], [0x21], 0x60]);
+  expect([page.tpr, page.ppr, page.requested, page.inService]).toEqual([0x70, 0x60, [0x91], [0x21]]);
 });
 
 test('events to inject and events seen are the same 32 bits', () => {

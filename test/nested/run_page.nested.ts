@@ -3,7 +3,7 @@
 // these are here because a software backend of /dev/kvm does not have them all, and a real kvm_intel does.
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
-import { type Exit, Kvm, KvmError, SYNC, type Vcpu, type Vm } from '../../lib/kvm/index.ts';
+import { type Exit, Kvm, SYNC, type Vcpu, type Vm } from '../../lib/kvm/index.ts';
 
 const CODE = 0x1000;
 /** A port of its own for each handler, so that the exit says which one ran. */
@@ -161,8 +161,13 @@ onVm('notifyPaused tells a guest that has a kvmclock', (vm) => {
 onVm('an identity map’s address is taken until there is a vCPU', (vm) => {
   vm.setIdentityMapAddr(0xfffb_c000);
   vm.setIdentityMapAddr(0);
+  const request = 'KVM_SET_IDENTITY_MAP_ADDR';
+  assert.deepEqual(vm.setup, [
+    { request, argument: Uint8Array.of(0, 0xc0, 0xfb, 0xff, 0, 0, 0, 0) },
+    { request, argument: new Uint8Array(8) },
+  ]);
   vm.createVcpu(0);
-  assert.throws(() => vm.setIdentityMapAddr(0xfffb_c000), KvmError);
+  assert.throws(() => vm.setIdentityMapAddr(0xfffb_c000), { name: 'KvmError', code: 'EINVAL', request });
   assert.throws(() => vm.setIdentityMapAddr(-1), RangeError);
 });
 
