@@ -7,6 +7,7 @@ import { REGS_SIZE, SREGS_SIZE, SREGS2_SIZE } from './abi/regs.ts';
 import { checkBytes, checkObject } from './check.ts';
 import { KvmError, KvmMsrError, KvmPendingExitError } from './errors.ts';
 import { IoctlList, type Part } from './ioctl_list.ts';
+import { NESTED_HEADER_SIZE } from './nested_state.ts';
 import type { Vcpu } from './vcpu.ts';
 import { MSR_TSC_DEADLINE, msrsOf, setMsrs } from './vcpu_msrs.ts';
 
@@ -41,7 +42,6 @@ export interface VcpuSnapshot {
 const CPUID_HEADER = 8;
 const CPUID_ENTRY = 40;
 const CR8_AT = 256;
-const NESTED_HEADER = 128;
 
 const viewOf = (bytes: Uint8Array) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 
@@ -198,9 +198,9 @@ const writes = new Writes();
 
 /** "Never executed VMXON": puts a vCPU that is in VMX operation out of it. */
 function leaveNested(vcpu: Vcpu): void {
-  const bytes = new Uint8Array(NESTED_HEADER);
+  const bytes = new Uint8Array(NESTED_HEADER_SIZE);
   const view = new DataView(bytes.buffer);
-  view.setUint32(4, NESTED_HEADER, true);
+  view.setUint32(4, NESTED_HEADER_SIZE, true);
   view.setBigUint64(8, 0xffff_ffff_ffff_ffffn, true);
   view.setBigUint64(16, 0xffff_ffff_ffff_ffffn, true);
   vcpu.setNestedState(bytes);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { CapabilityName } from './capabilities.ts';
+import { KvmUnsupportedError } from './errors.ts';
 import type { StatRow } from './loader.ts';
 
 /** By name; a histogram has one number per bucket. */
@@ -30,7 +32,16 @@ export class StatsReader {
   readonly #words: BigUint64Array;
   readonly #read: (words: BigUint64Array) => void;
 
-  constructor(rows: StatRow[], read: (words: BigUint64Array) => void) {
+  /** KVM_GET_STATS_FD. @throws KvmUnsupportedError */
+  constructor(
+    owner: { checkExtension(capability: CapabilityName): number },
+    open: () => StatRow[],
+    read: (words: BigUint64Array) => void,
+  ) {
+    if (owner.checkExtension('KVM_CAP_BINARY_STATS_FD') === 0) {
+      throw new KvmUnsupportedError('KVM_CAP_BINARY_STATS_FD', 'KVM_GET_STATS_FD');
+    }
+    const rows = open();
     this.#rows = rows;
     this.#words = new BigUint64Array(Math.max(0, ...rows.map(([, , , , index, count]) => index + count)));
     this.#read = read;

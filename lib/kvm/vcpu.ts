@@ -3,18 +3,18 @@ import type { CapabilityName } from './capabilities.ts';
 import { checkBytes, checkInteger, checkObject } from './check.ts';
 import { type DirtyPage, DirtyRingReader } from './dirty_ring.ts';
 import { type EnableCapOptions, encodeEnableCap } from './enable_cap.ts';
-import { KvmClosedError, KvmUnsupportedError, VcpuBusyError } from './errors.ts';
+import { KvmClosedError, VcpuBusyError } from './errors.ts';
 import { decodeExit, type Exit } from './exit.ts';
 import { type ExitRule, encodeRules } from './exit_filter.ts';
 import { KvmRun } from './kvm_run.ts';
 import { native, type VcpuCalls, type VcpuHandle, type VmHandle } from './loader.ts';
+import { getNestedState, setNestedState } from './nested_state.ts';
 import { restoreVcpu, saveVcpu, type VcpuSnapshot } from './snapshot.ts';
 import { type StatSchema, type Stats, StatsReader } from './stats.ts';
 import { give } from './turns.ts';
 import { VcpuMsrs } from './vcpu_msrs.ts';
 import { VcpuState } from './vcpu_state.ts';
 
-const NESTED_HEADER_SIZE = 128;
 const CR8_AT = 16;
 
 /** What a vCPU needs of its VM. */
@@ -186,10 +186,7 @@ export class Vcpu extends VcpuState implements Disposable {
    * @throws KvmUnsupportedError when this KVM has no nested virtualization.
    */
   getNestedState(size?: number): Uint8Array {
-    const room =
-      size === undefined ? this.#requireNestedState('KVM_GET_NESTED_STATE') : checkInteger('size', size, 128);
-    const bytes = new Uint8Array(room);
-    return bytes.slice(0, native().vcpuGetNestedState(this.#handle, bytes));
+    return getNestedState(this, size);
   }
 
   /**
@@ -198,31 +195,17 @@ export class Vcpu extends VcpuState implements Disposable {
    * @throws RangeError when it is shorter than a header or than its own `size` field claims.
    */
   setNestedState(bytes: Uint8Array): void {
-    if (checkBytes('bytes', bytes).length < NESTED_HEADER_SIZE) {
-      throw new RangeError(`nested state has a header of ${NESTED_HEADER_SIZE} bytes, not ${bytes.length}`);
-    }
-    this.#requireNestedState('KVM_SET_NESTED_STATE');
-    native().vcpuSetNestedState(this.#handle, bytes);
-  }
-
-  #requireNestedState(request: string): number {
-    if (this.#closed) throw new KvmClosedError('Vcpu');
-    const size = this.#owner.checkExtension('KVM_CAP_NESTED_STATE');
-    if (size === 0) throw new KvmUnsupportedError('KVM_CAP_NESTED_STATE', request);
-    return size;
+    setNestedState(this, bytes);
   }
 
   #requireStats(): StatsReader {
     if (this.#closed) throw new KvmClosedError('Vcpu');
-    if (!this.#stats) {
-      if (this.#owner.checkExtension('KVM_CAP_BINARY_STATS_FD') === 0) {
-        throw new KvmUnsupportedError('KVM_CAP_BINARY_STATS_FD', 'KVM_GET_STATS_FD');
-      }
-      const handle = this.#handle;
-      this.#stats = new StatsReader(native().vcpuStats(handle), (words) =>
-        native().vcpuReadStats(handle, words),
-      );
-    }
+    const handle = this.#handle;
+    this.#stats ??= new StatsReader(
+      this,
+      () => native().vcpuStats(handle),
+      (words) => native().vcpuReadStats(handle, words),
+    );
     return this.#stats;
   }
 

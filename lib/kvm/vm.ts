@@ -13,7 +13,7 @@ import { type CapabilityName, capabilityNumber } from './capabilities.ts';
 import { checkBytes, checkFlag, checkInteger, checkName, checkObject, checkU64 } from './check.ts';
 import { rewindTo } from './clone.ts';
 import { type EnableCapOptions, encodeEnableCap } from './enable_cap.ts';
-import { KvmClosedError, KvmUnsupportedError } from './errors.ts';
+import { KvmClosedError } from './errors.ts';
 import { EventFd } from './event_fd.ts';
 import { native, type VmHandle } from './loader.ts';
 import { VmMemory } from './memory.ts';
@@ -284,13 +284,12 @@ export class Vm implements Disposable, AsyncDisposable {
   }
 
   #requireStats(): StatsReader {
-    if (!this.#stats) {
-      if (this.checkExtension('KVM_CAP_BINARY_STATS_FD') === 0) {
-        throw new KvmUnsupportedError('KVM_CAP_BINARY_STATS_FD', 'KVM_GET_STATS_FD');
-      }
-      const handle = this.#handle;
-      this.#stats = new StatsReader(native().vmStats(handle), (words) => native().vmReadStats(handle, words));
-    }
+    const handle = this.#handle;
+    this.#stats ??= new StatsReader(
+      this,
+      () => native().vmStats(handle),
+      (words) => native().vmReadStats(handle, words),
+    );
     return this.#stats;
   }
 
