@@ -7,6 +7,7 @@ import {
   type Measurement,
 } from '../../lib/bench/index.ts';
 import { RESULT_SCHEMA, type RunReport, summarize, type TestResult } from '../../lib/selftest/index.ts';
+import { stock } from '../fixtures.ts';
 
 export function figure(id: string, samples: readonly number[], more: Partial<Measurement> = {}): Figure {
   return figureOf([{ id, title: `title of ${id}`, unit: 'cycles', samples, ...more }]);
@@ -27,7 +28,7 @@ export function report(
       engine: 'emulator 1',
       parameters: { 'kvm_intel.nested': 'Y' },
       commandLine: 'mem=512M',
-      fingerprint: { kind: 'stock', patches: [], evidence: [] } as never,
+      fingerprint: stock,
       cpusOnline: 1,
       tscHz: 3_500_000_000,
       unmanaged: { reason: 'none' },
@@ -60,7 +61,7 @@ export function tests(results: readonly Partial<TestResult>[]): RunReport {
       kernel: '6.1',
       cpu: 'c',
       parameters: {},
-      fingerprint: { kind: 'stock' } as never,
+      fingerprint: stock,
     },
     seed: 1,
     results: all,

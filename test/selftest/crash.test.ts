@@ -6,6 +6,7 @@ import { afterAll, describe, expect, test } from 'vitest';
 import { describeLab, LabError } from '../../lib/lab/index.ts';
 import { type RunEvent, runInLabMachine, selftest, type TestResult } from '../../lib/selftest/index.ts';
 import { encodeEvent } from '../../lib/selftest/protocol.ts';
+import { stock } from '../fixtures.ts';
 
 const lab = describeLab();
 if (!lab.possible) console.log(`# SKIP a machine that dies under a test: ${lab.why}`);
@@ -30,13 +31,7 @@ const machine: RunEvent = {
     kernel: 'k',
     cpu: 'c',
     parameters: {},
-    fingerprint: {
-      kind: 'stock',
-      changes: { 'msr-bitmap': 'stock', pages: 'stock', evmcs: 'stock', contexts: 'stock' },
-      certain: true,
-      patches: [],
-      sources: [],
-    },
+    fingerprint: stock,
   },
 };
 const passed = (id: string): TestResult => ({

@@ -14,6 +14,7 @@ import {
   specReporter,
 } from '../../lib/report/index.ts';
 import { RESULT_SCHEMA, type RunReport, summarize, type TestResult } from '../../lib/selftest/index.ts';
+import { stock } from '../fixtures.ts';
 
 const results: TestResult[] = [
   {
@@ -65,13 +66,7 @@ const report: RunReport = {
     cpu: 'CPU',
     engine: 'Bochs 3.0',
     parameters: { 'kvm_intel.nested': 'Y' },
-    fingerprint: {
-      kind: 'stock',
-      changes: { 'msr-bitmap': 'stock', pages: 'stock', evmcs: 'stock', contexts: 'stock' },
-      certain: true,
-      patches: [],
-      sources: [],
-    },
+    fingerprint: stock,
   },
   seed: 7,
   results,
