@@ -1,4 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach } from 'vitest';
+
+/** A folder of each test's own, with NVMX_CACHE in it: `cache`, or itself. */
+export function ownCache(take: (folder: string) => void, cache = ''): void {
+  const before = process.env['NVMX_CACHE'];
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'nvmx-lab-'));
+    process.env['NVMX_CACHE'] = join(folder, cache);
+    take(folder);
+  });
+  afterEach(() => {
+    rmSync(folder, { recursive: true, force: true });
+    if (before === undefined) delete process.env['NVMX_CACHE'];
+    else process.env['NVMX_CACHE'] = before;
+  });
+}
 
 /** A file with the header of a kernel image (boot protocol 2.15) and one setup sector beyond the first. */
 export function bzImage(release: string): Buffer {

@@ -1,17 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-import {
-  chmodSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs';
-import { tmpdir } from 'node:os';
+import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { replaceEntry } from '../../lib/lab/cache.ts';
 import { prepareKernel } from '../../lib/lab/kernel.ts';
 import { errorLines } from '../../lib/lab/kernel_build.ts';
@@ -27,26 +17,19 @@ import { checkKernelName, findBuiltKernel, listKernels, removeKernel } from '../
 import { missingBuildPackages } from '../../lib/lab/kernel_tools.ts';
 import { locateTree, openTree, patchTree } from '../../lib/lab/kernel_tree.ts';
 import { parsePatches } from '../../lib/lab/mbox.ts';
-import { bzImage } from './fixtures.ts';
+import { bzImage, ownCache } from './fixtures.ts';
 
 let folder: string;
 let origin: string;
-const before = process.env['NVMX_CACHE'];
-beforeEach(() => {
-  folder = mkdtempSync(join(tmpdir(), 'nvmx-lab-'));
-  process.env['NVMX_CACHE'] = join(folder, 'cache');
+ownCache((own) => {
+  folder = own;
   origin = join(folder, 'linux');
   put('Kbuild', '');
   put('Makefile', 'VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 4\nEXTRAVERSION =\n');
   put('arch/x86/Kconfig', '');
   put('a.c', 'one\ntwo\nthree\n');
   put('b.c', 'other\n');
-});
-afterEach(() => {
-  rmSync(folder, { recursive: true, force: true });
-  if (before === undefined) delete process.env['NVMX_CACHE'];
-  else process.env['NVMX_CACHE'] = before;
-});
+}, 'cache');
 
 function put(path: string, text: string): void {
   mkdirSync(dirname(join(origin, path)), { recursive: true });
