@@ -1,19 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 import { buildKernel, listKernels, removeKernel } from '../lab/index.ts';
-import { parse, progress, STATUS, UsageError, wholeNumber } from './options.ts';
+import { type Command, parse, progress, runVerb, STATUS, UsageError, wholeNumber } from './options.ts';
 
-type Verb = (args: string[], signal: AbortSignal) => Promise<number>;
-const VERBS: Record<string, Verb> = { build, list, rm: remove };
-
-export async function kernelCommand(args: string[], signal: AbortSignal): Promise<number> {
-  const [verb, ...rest] = args;
-  const run = verb !== undefined && Object.hasOwn(VERBS, verb) ? VERBS[verb] : undefined;
-  if (!run) {
-    const seen = verb === undefined ? 'nvmx kernel' : `nvmx kernel ${verb}`;
-    throw new UsageError(`"${seen}" is no command; there are kernel ${Object.keys(VERBS).join(', kernel ')}`);
-  }
-  return await run(rest, signal);
-}
+export const kernelCommand: Command = (args, signal) =>
+  runVerb('kernel', { build, list, rm: remove }, args, signal);
 
 async function build(args: string[], signal: AbortSignal): Promise<number> {
   const { values, positionals } = parse(args, {

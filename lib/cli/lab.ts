@@ -3,28 +3,19 @@ import { writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { type LabOptions, type LabResult, runCommandInLab } from '../lab/index.ts';
 import {
+  type Command,
   DAY_S,
   LAB_OPTIONS,
   labMachine,
   parse,
   progress,
+  runVerb,
   STATUS,
   UsageError,
   wholeNumber,
 } from './options.ts';
 
-type Verb = (args: string[], signal: AbortSignal) => Promise<number>;
-const VERBS: Record<string, Verb> = { run, shell };
-
-export async function labCommand(args: string[], signal: AbortSignal): Promise<number> {
-  const [verb, ...rest] = args;
-  const found = verb !== undefined && Object.hasOwn(VERBS, verb) ? VERBS[verb] : undefined;
-  if (!found) {
-    const seen = verb === undefined ? 'nvmx lab' : `nvmx lab ${verb}`;
-    throw new UsageError(`"${seen}" is no command; there are lab ${Object.keys(VERBS).join(', lab ')}`);
-  }
-  return await found(rest, signal);
-}
+export const labCommand: Command = (args, signal) => runVerb('lab', { run, shell }, args, signal);
 
 async function run(args: string[], signal: AbortSignal): Promise<number> {
   const { values, positionals } = parse(args, {

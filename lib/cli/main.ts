@@ -1,8 +1,7 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
-import { HELP, STATUS, UsageError } from './options.ts';
+import { type Command, HELP, STATUS, UsageError } from './options.ts';
 
-type Command = (args: string[], signal: AbortSignal) => Promise<number>;
 /** Each with the modules that only it needs. */
 const COMMANDS: Record<string, () => Promise<Command>> = {
   probe: async () => (await import('./probe.ts')).probeCommand,

@@ -168,6 +168,23 @@ export function labOnly(machine: MachineChoice, given: Record<string, unknown>):
   }
 }
 
+/** A command, or a part of one. @returns the exit status */
+export type Command = (args: string[], signal: AbortSignal) => Promise<number>;
+
+/** Goes on with the part of a command that its first argument names. */
+export async function runVerb(
+  command: string,
+  verbs: Readonly<Record<string, Command>>,
+  [verb, ...rest]: string[],
+  signal: AbortSignal,
+): Promise<number> {
+  const run = verb !== undefined && Object.hasOwn(verbs, verb) ? verbs[verb] : undefined;
+  if (run) return await run(rest, signal);
+  const seen = verb === undefined ? `nvmx ${command}` : `nvmx ${command} ${verb}`;
+  const all = Object.keys(verbs).map((one) => `${command} ${one}`);
+  throw new UsageError(`"${seen}" is no command; there are ${all.join(', ')}`);
+}
+
 /** Progress for people, on standard error: one line each, rewritten in place on a terminal. */
 export function progress(): { show(text: string): void; clear(): void } {
   const live = process.stderr.isTTY === true;

@@ -31,6 +31,8 @@ describe('usage', () => {
   test.each([
     [['tset'], 'there is no command "tset"; there are probe'],
     [['__proto__'], 'there is no command "__proto__"'],
+    [['kernel'], '"nvmx kernel" is no command; there are kernel build, kernel list, kernel rm'],
+    [['lab', 'toString'], '"nvmx lab toString" is no command; there are lab run, lab shell'],
     [['test', '--machine', 'moon'], '--machine is "moon"; it takes auto, host, lab'],
     [['test', '--reporter', 'xml'], '--reporter is "xml"; it takes spec, ktap, json, junit, github'],
     [['test', '--expect', 'best'], '--expect is "best"; it takes auto, stock, patched'],
