@@ -4,7 +4,7 @@ import type { Selftest } from '../engine/model.ts';
 import { apicAccessMore } from './apic_access_more.ts';
 import { access, look, type Row, ZEROES } from './apic_accesses.ts';
 import { pagedOut, twoNodes } from './guest_page.ts';
-import { type PageRound, type PageTest, pageTest, switchBit } from './page_rounds.ts';
+import { type PageRound, type PageTest, pageTest, pageTestsOf, switchBit } from './page_rounds.ts';
 
 const CONTROL = 'secondary.virtualize-apic-accesses';
 /** The entry fails: userspace must provide the page first. */
@@ -20,19 +20,10 @@ const accesses = (...rows: readonly (Row | PageRound)[]): PageRound[] =>
 
 const isOn = switchBit('SECONDARY_VM_EXEC_CONTROL', 1n);
 
-const test = (
-  name: string,
-  title: string,
-  rounds: readonly PageRound[],
-  more: Partial<PageTest> = {},
-): PageTest => ({
-  id: `apic-access/${name}`,
-  title,
+const test = pageTestsOf('apic-access', {
   needs: [CONTROL],
   options: ({ page }) => ({ apicAccess: page.gpa }),
-  rounds,
   look,
-  ...more,
 });
 
 /** A patched kernel comes to userspace before L2 gets to its accesses. */

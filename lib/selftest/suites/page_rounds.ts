@@ -69,6 +69,14 @@ export interface PageTest {
   readonly more?: Either<ExpectationTable>;
 }
 
+/** Makes the tests of one suite: with what they share, unless a test has its own. */
+export function pageTestsOf(
+  suite: string,
+  shared: Pick<PageTest, 'needs' | 'options' | 'look'>,
+): (name: string, title: string, rounds: readonly PageRound[], own?: Partial<PageTest>) => PageTest {
+  return (name, title, rounds, own) => ({ id: `${suite}/${name}`, title, rounds, ...shared, ...own });
+}
+
 /** An act that sets or clears a bit of a VMCS field of the stage's L2. */
 export function switchBit(field: VmcsField, bit: bigint): (on: boolean) => (stage: Stage) => Promise<void> {
   return (on) => async (stage) => {

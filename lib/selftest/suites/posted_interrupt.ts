@@ -3,7 +3,14 @@
 import type { Observed, Selftest } from '../engine/model.ts';
 import { hex } from './common.ts';
 import { migrated, pagedOut } from './guest_page.ts';
-import { type PageRound, type PageTest, pageTest, type Stage, switchBit } from './page_rounds.ts';
+import {
+  type PageRound,
+  type PageTest,
+  pageTest,
+  pageTestsOf,
+  type Stage,
+  switchBit,
+} from './page_rounds.ts';
 import { NOTIFICATION, OPTIONS, POSTED_CONTROLS, post, VECTOR } from './posted.ts';
 import { postedInterruptMore } from './posted_interrupt_more.ts';
 
@@ -76,22 +83,13 @@ const vector =
     l2.vmwrite('POSTED_INTR_NV', value);
 const isOn = switchBit('PIN_BASED_VM_EXEC_CONTROL', 0x80n);
 
-const test = (
-  name: string,
-  title: string,
-  rounds: readonly PageRound[],
-  more: Partial<PageTest> = {},
-): PageTest => ({
-  id: `posted-interrupt/${name}`,
-  title,
+const test = pageTestsOf('posted-interrupt', {
   needs: POSTED_CONTROLS,
   options: ({ page }) => ({
     ...OPTIONS,
     postedInterrupts: { vector: NOTIFICATION, descriptor: page.gpa },
   }),
-  rounds,
   look,
-  ...more,
 });
 
 /** The descriptor is another one from here on: stock KVM goes on with the old one until the next entry. */

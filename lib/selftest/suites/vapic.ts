@@ -3,7 +3,14 @@
 import type { ControlName } from '../../guest/index.ts';
 import type { Observed, Selftest } from '../engine/model.ts';
 import { PAGE_GPA, pagedOut, twoNodes } from './guest_page.ts';
-import { type PageRound, type PageTest, pageTest, type Stage, switchBit } from './page_rounds.ts';
+import {
+  type PageRound,
+  type PageTest,
+  pageTest,
+  pageTestsOf,
+  type Stage,
+  switchBit,
+} from './page_rounds.ts';
 import { vapicMore } from './vapic_more.ts';
 
 const SHADOW = 'primary.use-tpr-shadow';
@@ -43,19 +50,10 @@ const rows = (...list: readonly (Row | PageRound)[]): PageRound[] =>
 
 const look = ({ page }: Stage): Observed => (page.isBacked ? page.view.getUint8(VTPR) : null);
 
-const test = (
-  name: string,
-  title: string,
-  rounds: readonly PageRound[],
-  more: Partial<PageTest> = {},
-): PageTest => ({
-  id: `vapic/${name}`,
-  title,
+const test = pageTestsOf('vapic', {
   needs: [SHADOW],
   options: ({ page }) => ({ virtualApic: page.gpa }),
-  rounds,
   look,
-  ...more,
 });
 
 const primary = (control: bigint, on: boolean) => switchBit('CPU_BASED_VM_EXEC_CONTROL', control)(on);

@@ -9,6 +9,7 @@ import { counted, counting } from './counting.ts';
 import { GuestPage, PAGE_GPA } from './guest_page.ts';
 import { runRound, type Stage } from './page_rounds.ts';
 import { type Bench, type ScenarioCase, scenarioTest } from './scenario.ts';
+import type { TraceOptions } from './trace.ts';
 
 const SHADOW = 'primary.use-tpr-shadow';
 const DELIVERY = 'secondary.virtual-interrupt-delivery';
@@ -44,6 +45,12 @@ async function request({ l2 }: Bench): Promise<void> {
 }
 
 const taken = ({ l2 }: Bench) => [l2.interruptCount(LOW), l2.interruptCount(HIGH)];
+
+const takenFirst = (bench: Bench): TraceOptions => ({
+  onSync: () => {
+    bench.results['first'] = taken(bench);
+  },
+});
 
 /** Nothing is left: RVI, SVI, VIRR, VISR. */
 async function settled(bench: Bench): Promise<Observations> {
@@ -112,11 +119,7 @@ const SCENARIOS: readonly ScenarioCase[] = [
       await request(bench);
       if (bench.l2.vapic) bench.l2.vapic.tpr = 0x70;
     },
-    trace: (bench) => ({
-      onSync: () => {
-        bench.results['first'] = taken(bench);
-      },
-    }),
+    trace: takenFirst,
     after: settled,
     expect: {
       exits: ['sync 1', 'vmcall'],
@@ -132,11 +135,7 @@ const SCENARIOS: readonly ScenarioCase[] = [
     options: () => ({ ...DELIVERING.options(), fields: { GUEST_RFLAGS: IF_OFF } }),
     program: (p) => p.vmcall().sync(1).sti().fold(7),
     before: request,
-    trace: (bench) => ({
-      onSync: () => {
-        bench.results['first'] = taken(bench);
-      },
-    }),
+    trace: takenFirst,
     after: settled,
     expect: {
       exits: ['sync 1', 'vmcall'],
@@ -161,11 +160,7 @@ const SCENARIOS: readonly ScenarioCase[] = [
     title: 'self-IPIs of L2 are delivered without an exit, once the TPR lets them',
     ...DELIVERING,
     program: (p) => p.wrmsr(SELF_IPI, HIGH).writeCr8(15).wrmsr(SELF_IPI, LOW).sync(1).writeCr8(0).fold(7),
-    trace: (bench) => ({
-      onSync: () => {
-        bench.results['first'] = taken(bench);
-      },
-    }),
+    trace: takenFirst,
     after: settled,
     expect: {
       exits: ['sync 1', 'vmcall'],
