@@ -7,6 +7,13 @@ function requireIdle(vm: Vm): void {
   if (vm.vcpus.some((vcpu) => vcpu.state === 'running')) throw new VcpuBusyError();
 }
 
+function requireReadable(vm: Vm): void {
+  if (vm.hasPrivateMemory)
+    throw new RangeError(
+      'this VM has private memory, whose contents only its guest can read: make it shared (setMemoryPrivate) first',
+    );
+}
+
 /** What is neither memory nor a vCPU. */
 function copyDevices(source: Vm, target: Vm): void {
   if (source.irqchip === 'kernel') {
@@ -26,6 +33,8 @@ function shape(vm: Vm): string {
 export function rewindTo(vm: Vm, to: Vm): void {
   requireIdle(vm);
   requireIdle(to);
+  requireReadable(vm);
+  requireReadable(to);
   if (shape(vm) !== shape(to)) {
     throw new RangeError(`this VM cannot become that one: it has ${shape(vm)}, the other ${shape(to)}`);
   }
@@ -40,6 +49,7 @@ export function rewindTo(vm: Vm, to: Vm): void {
 /** The body of `Kvm.cloneVm`: makes the fresh VM `clone` like `source`. */
 export function cloneInto(source: Vm, clone: Vm): void {
   requireIdle(source);
+  requireReadable(source);
   // Before anything is copied: this completes accesses, which may write memory.
   const vcpus = source.vcpus.map((vcpu) => ({ snapshot: vcpu.save(), enabled: vcpu.enabledCaps }));
   for (const { request, argument } of source.setup) clone.ioctl(request, argument);

@@ -66,13 +66,9 @@ function describe(code: string, { syscall, request }: KvmErrorInit): string {
 export class KvmUnsupportedError extends KvmError {
   readonly capability: string;
 
-  constructor(capability: string, request: string, errno = constants.errno.EOPNOTSUPP) {
-    super({
-      errno,
-      syscall: 'ioctl',
-      request,
-      message: `${request} needs ${capability}, which this kernel or CPU does not offer`,
-    });
+  constructor(capability: string, request: string, errno = constants.errno.EOPNOTSUPP, advice?: string) {
+    const what = `${request} needs ${capability}, which this kernel or CPU does not offer`;
+    super({ errno, syscall: 'ioctl', request, message: advice ? `${what}: ${advice}` : what });
     this.name = 'KvmUnsupportedError';
     this.capability = capability;
   }

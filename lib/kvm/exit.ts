@@ -30,8 +30,11 @@ export type Exit =
   | { type: 'irq-window-open' }
   | { type: 'fail-entry'; hardwareReason: bigint; cpu: number }
   | { type: 'internal-error'; suberror: number; data: bigint[] }
-  /** KVM_RUN failed with EFAULT or EHWPOISON; `errno` is negative. */
-  | { type: 'memory-fault'; flags: bigint; gpa: number; size: number; errno: number }
+  /**
+   * KVM_RUN failed with EFAULT or EHWPOISON; `errno` is negative. `isPrivate` (bit 3 of `flags`,
+   * KVM_MEMORY_EXIT_FLAG_PRIVATE): the guest's access was to private memory. The next run makes the access again.
+   */
+  | { type: 'memory-fault'; flags: bigint; isPrivate: boolean; gpa: number; size: number; errno: number }
   | { type: 'system-event'; event: number; data: bigint[] }
   /** KVM_SET_GUEST_DEBUG: a step, a breakpoint (`dr6` says which), or INT3 (`exception` 3). */
   | { type: 'debug'; exception: number; pc: bigint; dr6: bigint; dr7: bigint }
@@ -75,6 +78,9 @@ const REASON = {
   notify: 37,
   memoryFault: 39,
 } as const;
+
+/** KVM_MEMORY_EXIT_FLAG_PRIVATE. */
+const FAULT_PRIVATE = 8n;
 
 /** EHWPOISON, which node:os does not name. */
 const EHWPOISON = 133;
@@ -180,9 +186,11 @@ export function decodeExit(view: DataView<ArrayBuffer>, errno: number): Exit {
   if (errno === 0) return decodeReason(view, reason);
   if (errno === constants.errno.EINTR || errno === constants.errno.EAGAIN) return { type: 'interrupted' };
   if (reason === REASON.memoryFault && (errno === constants.errno.EFAULT || errno === EHWPOISON)) {
+    const flags = view.getBigUint64(UNION_AT, true);
     return {
       type: 'memory-fault',
-      flags: view.getBigUint64(UNION_AT, true),
+      flags,
+      isPrivate: (flags & FAULT_PRIVATE) !== 0n,
       gpa: Number(view.getBigUint64(UNION_AT + 8, true)),
       size: Number(view.getBigUint64(UNION_AT + 16, true)),
       errno: -errno,

@@ -124,7 +124,7 @@ export class Kvm implements Disposable {
    * controllers, clock, and vCPUs with the same state, an active L2 included. `source` stays as it is. Memory gets the
    * backing it has there, except that a file of yours is copied to anonymous memory. Not cloned: irqfds, ioeventfds,
    * userfaultfds, exit filters, and capabilities' own side effects.
-   * @throws VcpuBusyError when a vCPU of `source` runs.
+   * @throws VcpuBusyError when a vCPU of `source` runs, RangeError when it has private memory (setMemoryPrivate).
    */
   cloneVm(source: Vm): Vm {
     if (!(source instanceof Vm)) throw new TypeError('source must be a Vm');

@@ -63,7 +63,7 @@ export interface Native {
 
   regionUpdate(region: RegionHandle, gpa: number, flags: number): void;
   regionSwap(region: RegionHandle, request: MemoryRequest | undefined, copy: boolean): void;
-  regionDiscard(region: RegionHandle, offset: number, length: number): void;
+  regionDiscard(region: RegionHandle, offset: number, length: number, onlyPrivate: boolean): void;
   regionAdvise(region: RegionHandle, offset: number, length: number, advice: number): void;
   regionProtect(region: RegionHandle, offset: number, length: number, protection: number): void;
   regionMigrate(region: RegionHandle, offset: number, length: number, node: number): Int32Array;

@@ -163,14 +163,22 @@ export class MemoryRegion {
   /**
    * Drops the pages: the guest and the host see zeroes at the next access, and KVM's mappings are invalidated.
    * anonymous, hugetlb: madvise(MADV_DONTNEED). memfd: MADV_REMOVE, which punches a hole; MADV_DONTNEED alone would
-   * bring the old contents back (see {@link unmapPages}). guest-memfd: fallocate(FALLOC_FL_PUNCH_HOLE). A file of
-   * yours keeps its contents: only the mapping is dropped.
+   * bring the old contents back (see {@link unmapPages}). guest-memfd: fallocate(FALLOC_FL_PUNCH_HOLE), and where this
+   * process does not map it MADV_DONTNEED of the shared pages too, unless `part` is 'private'. A file of yours keeps its
+   * contents: only the mapping is dropped.
+   * @throws RangeError for the private pages of another backing than guest-memfd.
    */
-  discard(offset = 0, length?: number): void {
-    native().regionDiscard(...this.#range(offset, length));
+  discard(offset = 0, length?: number, part: 'all' | 'private' = 'all'): void {
+    const onlyPrivate = checkName('part', part, ['all', 'private']) === 1;
+    if (onlyPrivate && this.backing !== 'guest-memfd')
+      throw new RangeError(`only a guest-memfd has private pages, this region's backing is ${this.backing}`);
+    native().regionDiscard(...this.#range(offset, length), onlyPrivate);
   }
 
-  /** madvise(MADV_DONTNEED) whatever the backing: KVM's mappings are invalidated, a memfd keeps its contents. */
+  /**
+   * madvise(MADV_DONTNEED) whatever the backing: KVM's mappings are invalidated, a memfd keeps its contents, a
+   * guest-memfd its private pages.
+   */
   unmapPages(offset = 0, length?: number): void {
     this.#advise(ADVICE.unmap, offset, length);
   }
@@ -229,7 +237,7 @@ export class MemoryRegion {
   /**
    * Other host memory at the same guest address and slot number: zeroes, or with `copy` the same contents. Buffers are
    * detached. The kernel has no such request, so the slot is deleted and made again in one native call; a vCPU that
-   * comes between sees an MMIO exit. When the kernel refuses the new memory the old one is put back.
+   * comes between sees an MMIO exit. Private pages are not copied. When the kernel refuses the new memory the old one is put back.
    */
   swap(options: { backing?: Backing; copy?: boolean } = {}): void {
     this.#requireOpen();

@@ -13,10 +13,11 @@ import { type CapabilityName, capabilityNumber } from './capabilities.ts';
 import { checkBytes, checkFlag, checkInteger, checkName, checkObject, checkU64 } from './check.ts';
 import { rewindTo } from './clone.ts';
 import { type EnableCapOptions, encodeEnableCap } from './enable_cap.ts';
-import { KvmClosedError } from './errors.ts';
+import { KvmClosedError, KvmUnsupportedError } from './errors.ts';
 import { EventFd } from './event_fd.ts';
 import { native, type VmHandle } from './loader.ts';
 import { VmMemory } from './memory.ts';
+import { PrivateRanges } from './private_ranges.ts';
 import { type StatSchema, type Stats, StatsReader } from './stats.ts';
 import { Vcpu } from './vcpu.ts';
 
@@ -25,6 +26,8 @@ const PIT_CONFIG_SIZE = 64;
 const PIT_STATE_SIZE = 112;
 const DIRTY_ENTRY_SIZE = 16;
 const ATTRIBUTE_PRIVATE = 8n;
+const PRIVATE_ADVICE =
+  "make the VM with createVm({ type: VM_TYPE['sw-protected'] }), on a kernel with CONFIG_KVM_SW_PROTECTED_VM";
 /** Requests that shape a VM once; a clone gets them again, in order. */
 const SETUP: ReadonlySet<string> = new Set([
   'KVM_ENABLE_CAP',
@@ -57,6 +60,7 @@ export class Vm implements Disposable, AsyncDisposable {
   readonly #owner: VmOwner;
   readonly #vcpus = new Set<Vcpu>();
   readonly #setup: SetupStep[] = [];
+  readonly #private = new PrivateRanges();
   readonly #extensions = new Map<CapabilityName, number>();
   #irqchip: 'none' | 'kernel' | 'split' = 'none';
   #dirtyRingBytes = 0;
@@ -93,7 +97,7 @@ export class Vm implements Disposable, AsyncDisposable {
   /**
    * Makes memory, interrupt controllers, clock and vCPUs of this VM what those of `to` are: its clone, or one it is a
    * clone of. Both must be idle. What is not cloned stays as it is.
-   * @throws RangeError when they differ in memslots or vCPUs, VcpuBusyError while a vCPU runs.
+   * @throws RangeError when they differ in memslots or vCPUs or have private memory, VcpuBusyError while a vCPU runs.
    */
   rewind(to: Vm): void {
     if (!(to instanceof Vm)) throw new TypeError('to must be a Vm');
@@ -257,13 +261,29 @@ export class Vm implements Disposable, AsyncDisposable {
     return this.ioctl('KVM_RESET_DIRTY_RINGS');
   }
 
-  /** KVM_SET_MEMORY_ATTRIBUTES (KVM_CAP_MEMORY_ATTRIBUTES): whether the guest's pages are private (guest_memfd). */
+  /**
+   * KVM_SET_MEMORY_ATTRIBUTES: from now on the guest's accesses to [gpa, gpa + size), whole pages, go to the private
+   * pages of the slot's guest_memfd (true) or to the shared ones, which this process sees. Also while vCPUs run. Both
+   * keep their contents; where there is no guest_memfd, an access to private memory is a `memory-fault` exit.
+   * @throws KvmUnsupportedError for a VM without KVM_CAP_MEMORY_ATTRIBUTES: one of type `default`, for one.
+   * @throws KvmError EINVAL for no size, or what is not whole pages.
+   */
   setMemoryPrivate(gpa: number, size: number, isPrivate: boolean): void {
     const words = new BigUint64Array(4);
     words[0] = BigInt(checkInteger('gpa', gpa, 0));
     words[1] = BigInt(checkInteger('size', size, 0));
     words[2] = checkFlag('isPrivate', isPrivate) ? ATTRIBUTE_PRIVATE : 0n;
-    this.ioctl('KVM_SET_MEMORY_ATTRIBUTES', new Uint8Array(words.buffer));
+    const request = 'KVM_SET_MEMORY_ATTRIBUTES';
+    const capability = 'KVM_CAP_MEMORY_ATTRIBUTES';
+    // Asked first: of a VM that has private memory nowhere the kernel says EINVAL, as of any wrong attribute.
+    if ((this.#cachedExtension(capability) & Number(ATTRIBUTE_PRIVATE)) === 0)
+      throw new KvmUnsupportedError(capability, request, undefined, PRIVATE_ADVICE);
+    this.ioctl(request, new Uint8Array(words.buffer));
+  }
+
+  /** @internal Whether any guest-physical page is private. */
+  get hasPrivateMemory(): boolean {
+    return !this.#private.isEmpty;
   }
 
   /** Starts the vCPU's native thread, which makes KVM_CREATE_VCPU. @throws KvmError EEXIST when `id` is taken. */
@@ -336,6 +356,8 @@ export class Vm implements Disposable, AsyncDisposable {
       );
     const result = native().vmIoctl(this.#handle, row, argument);
     if (SETUP.has(request)) this.#record(request, argument);
+    if (request === 'KVM_SET_MEMORY_ATTRIBUTES' && argument instanceof Uint8Array)
+      this.#private.set(argument);
     return result;
   }
 

@@ -34,7 +34,7 @@ Napi::Value swap(const Napi::CallbackInfo &info) {
 }
 
 Napi::Value discard(const Napi::CallbackInfo &info) {
-    region(info).memory().discard(number(info, 1, "offset"), number(info, 2, "length"));
+    region(info).memory().discard(number(info, 1, "offset"), number(info, 2, "length"), info[3].ToBoolean());
     return info.Env().Undefined();
 }
 

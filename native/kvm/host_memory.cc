@@ -138,13 +138,13 @@ void HostMemory::advise(std::uint64_t offset, std::uint64_t length, int advice) 
         throw KvmError(errno, "madvise", "");
 }
 
-void HostMemory::discard(std::uint64_t offset, std::uint64_t length) {
+void HostMemory::discard(std::uint64_t offset, std::uint64_t length, bool only_private) {
     if (guest_memfd_) {
         require_range(offset, length);
         if (length > 0 && ::fallocate(guest_memfd_->get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                       static_cast<off_t>(offset), static_cast<off_t>(length)) < 0)
             throw KvmError(errno, "fallocate", "");
-        if (request_.guest_mmap)
+        if (request_.guest_mmap || only_private)
             return;
     }
     advise(offset, length, request_.backing == Backing::Memfd ? MADV_REMOVE : MADV_DONTNEED);

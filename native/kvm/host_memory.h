@@ -54,8 +54,9 @@ class HostMemory {
     /// Drops the pages: the next access, the guest's or the host's, sees zeroes. Private memory:
     /// MADV_DONTNEED. memfd: a punched hole (MADV_REMOVE), because MADV_DONTNEED on a shared mapping only
     /// unmaps and the old contents would come back from the page cache. guest_memfd:
-    /// fallocate(FALLOC_FL_PUNCH_HOLE). A file that is not ours: MADV_DONTNEED, which keeps its contents.
-    void discard(std::uint64_t offset, std::uint64_t length);
+    /// fallocate(FALLOC_FL_PUNCH_HOLE), and MADV_DONTNEED of the shared pages unless `only_private`. A file
+    /// that is not ours: MADV_DONTNEED, which keeps its contents.
+    void discard(std::uint64_t offset, std::uint64_t length, bool only_private = false);
     /// madvise(MADV_DONTNEED), MADV_PAGEOUT, MADV_HUGEPAGE, …
     void advise(std::uint64_t offset, std::uint64_t length, int advice);
     /// mprotect. Anything but PROT_READ | PROT_WRITE closes the range to this process's own views.

@@ -58,14 +58,14 @@ describe('struct kvm_run decoding', () => {
         u64(view, 40, 0xc000_0000n);
         u64(view, 48, 0x1000n);
       },
-      { type: 'memory-fault', flags: 8n, gpa: 0xc000_0000, size: 0x1000, errno: -14 },
+      { type: 'memory-fault', flags: 8n, isPrivate: true, gpa: 0xc000_0000, size: 0x1000, errno: -14 },
     ],
     [
       'memory fault with EHWPOISON',
       39,
       133,
-      () => {},
-      { type: 'memory-fault', flags: 0n, gpa: 0, size: 0, errno: -133 },
+      (view) => u64(view, 32, 7n),
+      { type: 'memory-fault', flags: 7n, isPrivate: false, gpa: 0, size: 0, errno: -133 },
     ],
     ['EINTR over a stale exit', 5, 4, () => {}, { type: 'interrupted' }],
     ['EAGAIN', 0, 11, () => {}, { type: 'interrupted' }],

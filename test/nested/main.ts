@@ -3,8 +3,11 @@
 import './clone.nested.ts';
 import './controls.nested.ts';
 import './evmcs.nested.ts';
+import './guest_debug.nested.ts';
+import './guest_memfd.nested.ts';
 import './kvm_state.nested.ts';
 import './options.nested.ts';
+import './private.nested.ts';
 import './program.nested.ts';
 import './run.nested.ts';
 import './run_page.nested.ts';

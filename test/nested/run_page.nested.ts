@@ -3,47 +3,22 @@
 // these are here because a software backend of /dev/kvm does not have them all, and a real kvm_intel does.
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
-import { type Exit, Kvm, SYNC, type Vcpu, type Vm } from '../../lib/kvm/index.ts';
-
-const CODE = 0x1000;
-/** A port of its own for each handler, so that the exit says which one ran. */
-const HANDLER_PORT = 0x70;
-const LIMIT_MS = 15_000;
-
-// 16-bit machine code
-const out = (port: number) => [0xe6, port];
-const [cli, sti, nop, hlt, iret] = [0xfa, 0xfb, 0x90, 0xf4, 0xcf];
-const [rdmsr, wrmsr, vmcall, spin] = [
-  [0x0f, 0x32],
-  [0x0f, 0x30],
-  [0x0f, 0x01, 0xc1],
-  [0xeb, 0xfe],
-];
-
-/** A vCPU in real mode with a stack, and a handler for each of `vectors`: OUT to its port, IRET. */
-function load(vm: Vm, code: readonly number[], vectors: readonly number[] = []): Vcpu {
-  vm.memory.add({ gpa: 0, size: 0x2000 });
-  vm.memory.write(CODE, Uint8Array.from(code));
-  for (const [index, vector] of vectors.entries()) {
-    const handler = CODE + 0x100 + index * 0x10;
-    vm.memory.write(vector * 4, Uint8Array.of(handler & 0xff, handler >> 8, 0, 0));
-    vm.memory.write(handler, Uint8Array.of(...out(HANDLER_PORT + index), iret));
-  }
-  const vcpu = vm.createVcpu(0);
-  vcpu.setSregs({ cs: { base: 0n, selector: 0 }, ss: { base: 0n, selector: 0 } });
-  vcpu.setRegs({ rip: BigInt(CODE), rflags: 2n, rsp: 0x800n });
-  return vcpu;
-}
-
-function run(vcpu: Vcpu): Exit {
-  return vcpu.runSync({ timeoutMs: LIMIT_MS });
-}
-
-function expectOut(exit: Exit, port: number, ...data: number[]): void {
-  assert(exit.type === 'io' && exit.direction === 'out', `expected OUT, got ${exit.type}`);
-  assert.equal(exit.port, port);
-  if (data.length > 0) assert.deepEqual([...exit.data], data);
-}
+import { Kvm, SYNC, type Vm } from '../../lib/kvm/index.ts';
+import {
+  cli,
+  expectOut,
+  HANDLER_PORT,
+  hlt,
+  load,
+  nop,
+  out,
+  rdmsr,
+  run,
+  spin,
+  sti,
+  vmcall,
+  wrmsr,
+} from './real_mode.ts';
 
 function onVm(name: string, body: (vm: Vm, kvm: Kvm, context: TestContext) => unknown): void {
   test(name, async (context) => {
@@ -84,7 +59,7 @@ onVm('RDMSR and WRMSR of an MSR that KVM does not know are answered, or #GP', (v
   const index = 0x1234_5678;
   const why = 2;
   vm.enableCap('KVM_CAP_X86_USER_SPACE_MSR', { args: [BigInt(why)] });
-  const vcpu = load(vm, [...rdmsr!, ...out(1), ...wrmsr!, ...out(2), ...rdmsr!, hlt], [13]);
+  const vcpu = load(vm, [...rdmsr, ...out(1), ...wrmsr, ...out(2), ...rdmsr, hlt], [13]);
   vcpu.setRegs({ rcx: BigInt(index) });
   assert.deepEqual(run(vcpu), { type: 'rdmsr', index, why });
   vcpu.kvmRun.answerMsr(0x1122_3344_5566_775an);
@@ -103,7 +78,7 @@ onVm('RDMSR and WRMSR of an MSR that KVM does not know are answered, or #GP', (v
 onVm('a hypercall that userspace asked for is answered', (vm) => {
   const MAP_GPA_RANGE = 12;
   vm.enableCap('KVM_CAP_EXIT_HYPERCALL', { args: [1n << BigInt(MAP_GPA_RANGE)] });
-  const vcpu = load(vm, [...vmcall!, ...out(1), hlt]);
+  const vcpu = load(vm, [...vmcall, ...out(1), hlt]);
   vcpu.setRegs({ rax: BigInt(MAP_GPA_RANGE), rbx: 0x3000n, rcx: 2n, rdx: 0x10n });
   const exit = run(vcpu);
   assert(exit.type === 'hypercall');
@@ -130,7 +105,7 @@ onVm('synchronised special registers and events go in without a call', (vm) => {
 });
 
 onVm('CR8, the APIC’s base and immediate_exit are in the page', async (vm) => {
-  const vcpu = load(vm, [...out(1), ...spin!]);
+  const vcpu = load(vm, [...out(1), ...spin]);
   const { kvmRun } = vcpu;
   vcpu.setSregs({ cr8: 5n, apicBase: 0xfee0_0900n });
   assert.equal(kvmRun.cr8, 5n);

@@ -90,6 +90,7 @@ export function exits(exit: Exit): number | bigint | string {
       return exit.suberror;
     case 'memory-fault':
       expectTypeOf(exit.gpa).toBeNumber();
+      expectTypeOf(exit.isPrivate).toBeBoolean();
       return exit.flags;
     case 'system-event':
       return exit.event;
