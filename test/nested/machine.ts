@@ -1,21 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 import assert from 'node:assert/strict';
 import { type BootOptions, L1, type L2, type L2Stop, type VmExit } from '../../lib/guest/index.ts';
-import { Kvm } from '../../lib/kvm/index.ts';
+import { Kvm, VM_TYPE } from '../../lib/kvm/index.ts';
 
 /** A guest that never stops fails its test: closing the VM rejects the run. Far above what any test takes. */
 const LIMIT_MS = 15_000;
 
-/** Boots L1 in a VM of its own and closes it afterwards. */
-export async function withL1(options: BootOptions, body: (l1: L1) => Promise<void>): Promise<void> {
+/** Boots L1 in a VM of its own, of type `type`, and closes it afterwards. */
+export async function withL1(
+  options: BootOptions,
+  body: (l1: L1) => Promise<void>,
+  type: number = VM_TYPE.default,
+): Promise<void> {
   using kvm = Kvm.open();
-  await using l1 = await L1.boot(kvm.createVm(), options);
+  await using l1 = await L1.boot(kvm.createVm({ type }), options);
   const limit = setTimeout(() => l1.vm.close(), LIMIT_MS);
   try {
     await body(l1);
   } finally {
     clearTimeout(limit);
   }
+}
+
+/** Why this kernel has no VMs with private memory, or undefined. */
+export function whyNotPrivate(kvm: Kvm): string | undefined {
+  return kvm.checkExtension('KVM_CAP_VM_TYPES') & (1 << 1)
+    ? undefined
+    : 'no VM type sw-protected: the kernel needs CONFIG_KVM_SW_PROTECTED_VM';
 }
 
 /** VM entries KVM counted on one vCPU of L1. */

@@ -8,6 +8,7 @@ import './guest_memfd.nested.ts';
 import './kvm_state.nested.ts';
 import './options.nested.ts';
 import './private.nested.ts';
+import './private_l2.nested.ts';
 import './program.nested.ts';
 import './run.nested.ts';
 import './run_page.nested.ts';

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Private memory: KVM_SET_MEMORY_ATTRIBUTES and the pages of a guest_memfd that only the guest sees. Every body needs a
-// kernel with CONFIG_KVM_SW_PROTECTED_VM, which Debian's are not; docs/lab.md says how to build one. No L2: KVM has no
-// nested VMX for these VMs.
+// kernel with CONFIG_KVM_SW_PROTECTED_VM, which Debian's are not; docs/lab.md says how to build one. No L2 here:
+// private_l2.nested.ts has one.
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
 import { Kvm, KvmClosedError, KvmUnsupportedError, VM_TYPE, type Vm } from '../../lib/kvm/index.ts';
+import { whyNotPrivate } from './machine.ts';
 import { CODE, expectOut, hlt, load, loadAl, out, run, store, vmcall } from './real_mode.ts';
 
 const DATA = 0x8000;
 const PAGE = 0x1000;
 const LIMIT_MS = 15_000;
 const ATTRIBUTE_PRIVATE = 8;
-/** Of KVM_CAP_VM_TYPES. */
-const SW_PROTECTED = 2;
 const EINVAL = { code: 'EINVAL', errno: -22, syscall: 'ioctl' };
 const REFUSED = { ...EINVAL, request: 'KVM_SET_MEMORY_ATTRIBUTES' };
 
@@ -36,8 +35,8 @@ function attributes(address: bigint, size: bigint, attributes: bigint, flags = 0
 function onPrivateVm(name: string, body: (vm: Vm, kvm: Kvm, context: TestContext) => unknown): void {
   test(name, async (context) => {
     using kvm = Kvm.open();
-    if ((kvm.checkExtension('KVM_CAP_VM_TYPES') & SW_PROTECTED) === 0)
-      return context.skip('no VM type sw-protected: the kernel needs CONFIG_KVM_SW_PROTECTED_VM');
+    const reason = whyNotPrivate(kvm);
+    if (reason !== undefined) return context.skip(reason);
     using vm = kvm.createVm({ type: VM_TYPE['sw-protected'] });
     await body(vm, kvm, context);
     return undefined;
