@@ -55,6 +55,7 @@ options of test
   --append "ARGS"           more kernel arguments for the lab machine
   --cpus N --memory MIB --engine-cpu MODEL
                             its processors (1 to 8, default 1), memory (512 to 3072, default 1024) and CPU model
+  --cold                    boot it, though the cache may hold a snapshot of it just booted
   --reporter spec|ktap|json|junit|github
   --output FILE             write the report to FILE; the terminal then shows the spec view
   --evidence DIR            keep what each test saw, and the kernel's log, in a folder of its own
@@ -136,20 +137,26 @@ export const LAB_OPTIONS = {
   cpus: { type: 'string' },
   memory: { type: 'string' },
   'engine-cpu': { type: 'string' },
+  cold: { type: 'boolean' },
 } as const satisfies ParseArgsConfig['options'];
 
-export type LabValues = { readonly [K in keyof typeof LAB_OPTIONS]?: string | undefined };
+export type LabValues = {
+  readonly [K in keyof typeof LAB_OPTIONS]?:
+    | ((typeof LAB_OPTIONS)[K]['type'] extends 'boolean' ? boolean : string)
+    | undefined;
+};
 
 /** @throws UsageError when a number is out of range */
 export function labMachine(
   values: LabValues,
-): Pick<LabOptions, 'kernel' | 'append' | 'cpus' | 'memoryMiB' | 'engineCpu'> {
+): Pick<LabOptions, 'kernel' | 'append' | 'cpus' | 'memoryMiB' | 'engineCpu' | 'cold'> {
   return {
     ...(values.kernel === undefined ? {} : { kernel: values.kernel }),
     ...(values.append === undefined ? {} : { append: values.append }),
     ...(values.cpus === undefined ? {} : { cpus: wholeNumber('cpus', values.cpus, 1, 8) }),
     ...(values.memory === undefined ? {} : { memoryMiB: wholeNumber('memory', values.memory, 512, 3072) }),
     ...(values['engine-cpu'] === undefined ? {} : { engineCpu: values['engine-cpu'] }),
+    ...(values.cold === undefined ? {} : { cold: values.cold }),
   };
 }
 

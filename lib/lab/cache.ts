@@ -16,6 +16,7 @@ import { basename, dirname, join, relative, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { explainDisk, LabError } from './errors.ts';
 import { processIdentity } from './process.ts';
+import { type Contents, contentsOfFile, sha256OfRanges } from './sparse.ts';
 
 /** Where everything the lab keeps lies: NVMX_CACHE, else nvmx in XDG_CACHE_HOME, else ~/.cache/nvmx. */
 export function cacheFolder(env: NodeJS.ProcessEnv = process.env): string {
@@ -55,9 +56,8 @@ export interface Progress {
   readonly onProgress?: ((text: string) => void) | undefined;
 }
 
-interface FileRecord {
+interface FileRecord extends Contents {
   readonly size: number;
-  readonly sha256: string;
 }
 interface Manifest {
   readonly files: Record<string, FileRecord>;
@@ -139,6 +139,18 @@ export async function replaceEntry(
   }
 }
 
+/** Of entries that replace each other only the newest stay. */
+export async function keepNewest(kind: string, count: number): Promise<void> {
+  const parent = join(cacheFolder(), kind);
+  const entries = (await readdir(parent, { withFileTypes: true })).filter((entry) => entry.isDirectory());
+  const aged = await Promise.all(
+    entries.map(async ({ name }) => ({ name, at: (await lstat(join(parent, name))).mtimeMs })),
+  );
+  for (const { name } of aged.sort((a, b) => b.at - a.at).slice(count)) {
+    await rm(join(parent, name), { recursive: true, force: true });
+  }
+}
+
 async function openEntry(
   folder: string,
   { onProgress }: Progress,
@@ -186,13 +198,14 @@ export async function checkEntry(folder: string): Promise<Record<string, unknown
     const seen = await lstat(file).catch(() => undefined);
     if (!seen) return `${name} is missing`;
     if (seen.size !== wanted.size) return `${name} has ${seen.size} bytes instead of ${wanted.size}`;
-    if ((await sha256File(file)) !== wanted.sha256) return `${name} has other contents`;
+    const found = wanted.data ? await sha256OfRanges(file, wanted.data) : await sha256File(file);
+    if (found !== wanted.sha256) return `${name} has other contents`;
   }
   return manifest.about;
 }
 
 async function recordOf(file: string): Promise<FileRecord> {
-  return { size: (await lstat(file)).size, sha256: await sha256File(file) };
+  return { size: (await lstat(file)).size, ...(await contentsOfFile(file)) };
 }
 
 export async function sha256File(file: string): Promise<string> {

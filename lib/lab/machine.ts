@@ -1,21 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 import { randomBytes } from 'node:crypto';
-import { readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Readable, Writable } from 'node:stream';
-import { engineCommand, LOG_FILE, type MachineParts, machineDescription } from './bochs.ts';
+import { engineCommand, LOG_FILE } from './bochs.ts';
+import { NODE, prepareBoot } from './boot.ts';
 import { keepConsole, type Progress, temporaryFolder } from './cache.ts';
 import { findDefect } from './console.ts';
-import { checkCpuModel, DEFAULT_CPU, type Engine, prepareEngine } from './engine.ts';
+import { type Engine, prepareEngine } from './engine.ts';
 import { explainEnding } from './engine_log.ts';
 import { explainDisk, LabError } from './errors.ts';
-import { initScript, PACKAGE_FOLDER } from './init_script.ts';
-import { writeBootCd } from './iso.ts';
 import { type LabKernel, prepareKernel } from './kernel.ts';
-import { bootImages, KERNEL_BASE, SETUP_BASE } from './linux_image.ts';
-import { packedArguments, packModules } from './pack.ts';
-import { debianFile } from './packages.ts';
-import { type Files, nodeArchive, PACKAGE_ROOT, packageFiles, writeJobArchive } from './payload.ts';
+import type { Files } from './payload.ts';
+import { dropSnapshot, type Snapshot, type SnapshotKeeper } from './snapshot.ts';
 import { TerminalLine } from './terminal.ts';
 import { type Ending, type Watched, watchMachine } from './watch.ts';
 
@@ -58,6 +55,10 @@ export interface LabOptions extends Progress {
   readonly terminal?: LabTerminal;
   /** Text of the ES module that `argv` names, when that is no file: it may import what is beside its place. */
   readonly program?: string;
+  /** Modules of the package that a program of its own needs: a snapshot has them loaded. */
+  readonly preload?: readonly string[];
+  /** Boots, though the cache may hold a snapshot of the booted machine; and leaves none. */
+  readonly cold?: boolean;
   /** Environment of the program. */
   readonly env?: Readonly<Record<string, string>>;
   /** Told once, before the machine starts. */
@@ -106,47 +107,13 @@ export interface LabResult {
   readonly wallMs: number;
   /** From the emulator's start to the program's. */
   readonly bootMs?: number;
+  /** It did not boot, but continued from a snapshot. */
+  readonly woken: boolean;
 }
 
-const KERNEL_ARGUMENTS = [
-  // At the default of 9600 baud the machine waits out 0.1 s of its own time for each line.
-  'console=ttyS0,115200',
-  'quiet',
-  'loglevel=3',
-  // A dead kernel ends the run instead of hanging it.
-  'panic=-1',
-  // What runs after an oops tells nothing any more.
-  'oops=panic',
-  'rdinit=/init',
-  // The emulated TSC is exact, and needs no calibration.
-  'tsc=reliable',
-  // A second of the kernel's is then one of the devices': a timer goes off when the kernel thinks it should.
-  'tsc_early_khz=200000',
-  'lpj=1000000',
-  // These cost half of the boot in an emulator, and say nothing about KVM.
-  'cryptomgr.notests',
-  'mitigations=off',
-  'nokaslr',
-  'random.trust_cpu=on',
-  // Names instead of numbers in the formats of trace events; self-tests of random numbers and key derivation.
-  'initcall_blacklist=trace_eval_init,jent_mod_init,crypto_kdf108_init',
-  // Large pages for the initramfs: half of the time to unpack Node, and fewer faults when it runs (Linux 6.14).
-  'transparent_hugepage_tmpfs=always',
-  'kvm_intel.nested=1',
-  // One disk of 64 MiB to swap to, in memory as it is used.
-  'brd.rd_nr=1',
-  'brd.rd_size=65536',
-];
-/** Giving the initramfs back page by page costs more than its 110 MiB are worth, where there is enough. */
-const ROOMY_ARGUMENT = 'retain_initrd';
-const ROOMY_MIB = 1024;
-const BIOS = '/usr/share/bochs/BIOS-bochs-latest';
-const VIDEO_BIOS = '/usr/share/vgabios/vgabios.bin';
-const NODE = '/usr/bin/node';
 const FOREIGN_EFFORT = 4;
-const MIB = 1 << 20;
-/** 2026-01-01, in seconds: where the clock of a deterministic run starts. */
-const FIXED_DATE = 1_767_225_600;
+/** CPU time in which a snapshot gives a sign of life, or never will. */
+const WAKE_LIMIT_MS = 10_000;
 
 /**
  * Boots the emulated Intel machine, runs Node there with `argv` in the package's folder, and waits for its end.
@@ -172,10 +139,8 @@ export async function runCommandInLab(
   const kernel = await prepareKernel(options.kernel, options);
   const engine = await prepareEngine(options);
   options.onEngine?.(engine);
-  const run = await attempt(command, options, engine, kernel);
-  const again = run.ending.kind === 'engine-failed' && run.ending.before === 'boot';
-  if (again) options.onProgress?.(`the emulator failed (${reasonOf(run)}); trying once more`);
-  const { ending, console, bootMs, files } = again ? await attempt(command, options, engine, kernel) : run;
+  const run = await attemptTwice(command, options, engine, kernel);
+  const { ending, console, bootMs, files, woken } = run;
   if (ending.kind === 'no-kvm') {
     const file = keepConsole(console);
     throw new LabError(
@@ -200,6 +165,7 @@ export async function runCommandInLab(
     kernel: { release: kernel.release, source: kernel.source },
     wallMs: performance.now() - began,
     ...(bootMs === undefined ? {} : { bootMs }),
+    woken,
   };
 }
 
@@ -207,43 +173,71 @@ function reasonOf({ ending }: Watched<Ending>): string {
   return 'why' in ending ? ending.why : ending.kind;
 }
 
-async function attempt(
-  command: readonly string[],
-  options: LabOptions,
-  engine: Engine,
-  kernel: LabKernel,
-): Promise<Watched<Ending>> {
+/** A snapshot that does not continue, and an emulator that fails before the kernel speaks, get another try. */
+async function attemptTwice(...[command, options, engine, kernel]: Attempt): Promise<Run> {
+  const run = await attempt(command, options, engine, kernel);
+  const { ending, bootMs, snapshot } = run;
+  if (snapshot && bootMs === undefined && ending.kind !== 'aborted') {
+    await dropSnapshot(snapshot, reasonOf(run), options);
+  } else if (ending.kind === 'engine-failed' && ending.before === 'boot') {
+    options.onProgress?.(`the emulator failed (${reasonOf(run)}); trying once more`);
+  } else return run;
+  return await attempt(command, { ...options, cold: true }, engine, kernel);
+}
+
+type Attempt = [command: readonly string[], options: LabOptions, engine: Engine, kernel: LabKernel];
+
+interface Run extends Watched<Ending> {
+  readonly woken: boolean;
+  readonly snapshot?: Snapshot | undefined;
+}
+
+async function attempt(...[command, options, engine, kernel]: Attempt): Promise<Run> {
   const folder = await temporaryFolder('run');
   const { terminal } = options;
   const line = terminal && (await TerminalLine.open(terminal));
+  let keeper: SnapshotKeeper | undefined;
   try {
     const mark = `@nvmx-${options.deterministic ? '0'.repeat(24) : randomBytes(12).toString('hex')}`;
-    const description = machineDescription(
-      await prepareParts(folder, mark, command, options, engine, kernel, line?.port),
-      engine,
-    );
-    await writeFile(join(folder, 'bochsrc'), description);
+    const boot = await prepareBoot(folder, { mark, command, options, engine, kernel, port: line?.port });
+    const { snapshot } = boot;
+    keeper = boot.keeper;
     const timeoutMs = options.timeoutMs ?? 600_000;
-    const emulator = await engineCommand(engine, folder, Math.ceil(timeoutMs / 1000) + 10);
-    options.onProgress?.(`booting Linux ${kernel.release} in ${engine.version}`);
+    const limit = Math.ceil(timeoutMs / 1000) + 10;
+    const emulator = await engineCommand(engine, folder, limit, snapshot?.folder);
+    const how = snapshot
+      ? `waking Linux ${kernel.release} (${snapshot.key})`
+      : `booting Linux ${kernel.release}`;
+    options.onProgress?.(`${how} in ${engine.version}`);
+    const bootLimitMs = options.bootLimitMs ?? (engine.memoryImages ? 90_000 : 300_000);
     const watched = await watchMachine(emulator, folder, {
       mark,
       marksOnConsole: terminal !== undefined,
       timeoutMs,
-      bootLimitMs: options.bootLimitMs ?? (engine.memoryImages ? 90_000 : 300_000),
+      bootLimitMs: snapshot ? WAKE_LIMIT_MS : bootLimitMs,
       silenceMs: options.silenceMs ?? 180_000,
       heartbeatMs: options.heartbeatMs && options.heartbeatMs * effort(engine, options),
       signal: options.signal,
       onLine: options.onLine,
       onConsole: options.onConsole,
-      onReady: () => options.onProgress?.('Linux is up; starting the program'),
+      onReady: (console) => {
+        keeper?.booted(console);
+        options.onProgress?.('Linux is up; starting the program');
+      },
     });
     const log = await readFile(join(folder, LOG_FILE), 'latin1').catch(() => '');
-    return { ...watched, ending: explainEnding(watched.ending, log) };
+    return {
+      ...watched,
+      console: (snapshot?.console ?? '') + watched.console,
+      ending: explainEnding(watched.ending, log),
+      woken: snapshot !== undefined,
+      snapshot,
+    };
   } catch (error) {
     throw explainDisk(error, folder);
   } finally {
     line?.close();
+    await keeper?.end();
     await rm(folder, { recursive: true, force: true });
   }
 }
@@ -251,109 +245,4 @@ async function attempt(
 /** What a machine's instruction takes of the host, one processor of our engine being 1. */
 function effort(engine: Engine, { cpus = 1 }: LabOptions): number {
   return cpus * (engine.memoryImages ? 1 : FOREIGN_EFFORT);
-}
-
-async function prepareParts(
-  folder: string,
-  mark: string,
-  command: readonly string[],
-  options: LabOptions,
-  engine: Engine,
-  kernel: LabKernel,
-  terminalPort: number | undefined,
-): Promise<MachineParts> {
-  const memoryMiB = options.memoryMiB ?? 1024;
-  const roomy = Math.min(memoryMiB, memoryLimitMiB(options.append ?? '')) >= ROOMY_MIB;
-  const commandLine = [
-    ...KERNEL_ARGUMENTS,
-    ...(roomy ? [ROOMY_ARGUMENT] : []),
-    ...(engine.apicv ? [] : ['kvm_intel.enable_apicv=0']),
-  ].join(' ');
-  const full = options.append ? `${commandLine} ${options.append}` : commandLine;
-  const { rows = 24, columns = 80 } = options.terminal ?? {};
-  // The pack is another process's work: meanwhile Node's archive is checked.
-  const [packed, node, ownFiles] = await Promise.all([
-    packCommand(command, folder, options),
-    nodeArchive(options),
-    packageFiles(),
-  ]);
-  const init = initScript({
-    mark,
-    command: packed.command,
-    env: { NVMX_IN_LAB: '1', NO_COLOR: '1', ...options.env },
-    fetch: options.fetch ?? [],
-    terminal: options.terminal && { rows, columns },
-  });
-  const files = { ...ownFiles, ...options.files };
-  const job = join(folder, 'job.cpio');
-  await writeJobArchive(job, { init, modules: kernel.modules, files, made: packed.made }, options);
-  return {
-    bios: await debianFile(BIOS, 'bochsbios', options),
-    videoBios: await debianFile(VIDEO_BIOS, 'vgabios', options),
-    memoryMiB,
-    startTime: options.deterministic ? FIXED_DATE : 'utc',
-    cpus: options.cpus ?? 1,
-    cpuModel: await checkCpuModel(engine, options.engineCpu ?? DEFAULT_CPU, options),
-    terminalPort,
-    boot: engine.memoryImages
-      ? await memoryBoot(folder, kernel, [node, job], full, memoryMiB)
-      : { kind: 'cd', image: await writeBootCd(folder, kernel.image.bytes, [node, job], full, options) },
-  };
-}
-
-/** A program of the package itself starts from a pack, where this Node can make one. */
-async function packCommand(
-  command: readonly string[],
-  folder: string,
-  options: LabOptions,
-): Promise<{ command: readonly string[]; made: Readonly<Record<string, Buffer | string>> }> {
-  const [node, entry = '', ...args] = command;
-  if (node !== NODE || !entry.startsWith('dist/')) return { command, made: {} };
-  const { program } = options;
-  const made = await packModules(PACKAGE_ROOT, { entry, program }, PACKAGE_FOLDER, folder, options);
-  if (!made)
-    return { command, made: program === undefined ? {} : { [join(PACKAGE_FOLDER, entry)]: program } };
-  return {
-    command: [NODE, ...packedArguments(PACKAGE_FOLDER, entry, args)],
-    made: Object.fromEntries(Object.entries(made).map(([name, data]) => [join(PACKAGE_FOLDER, name), data])),
-  };
-}
-
-async function memoryBoot(
-  folder: string,
-  kernel: LabKernel,
-  archives: readonly string[],
-  commandLine: string,
-  memoryMiB: number,
-): Promise<MachineParts['boot']> {
-  const sizes = await Promise.all(archives.map(async (file) => (await stat(file)).size));
-  const total = sizes.reduce((sum, size) => sum + size, 0);
-  const {
-    low,
-    kernel: proper,
-    ramdisk,
-    floppy,
-  } = bootImages(kernel.image, commandLine, total, Math.min(memoryMiB, memoryLimitMiB(commandLine)) * MIB);
-  await writeFile(join(folder, 'low.bin'), low);
-  await writeFile(join(folder, 'kernel.bin'), proper);
-  await writeFile(join(folder, 'floppy.img'), floppy);
-  let address = ramdisk;
-  const placed = archives.map((file, index) => {
-    const at = { file, address };
-    address += sizes[index] ?? 0;
-    return at;
-  });
-  const images = [
-    { file: 'low.bin', address: SETUP_BASE },
-    { file: 'kernel.bin', address: KERNEL_BASE },
-    ...placed,
-  ];
-  return { kind: 'memory', floppy: 'floppy.img', images };
-}
-
-/** What the last "mem=" leaves the kernel, which finds a ramdisk only below that. */
-function memoryLimitMiB(commandLine: string): number {
-  const last = [...commandLine.matchAll(/(?:^|\s)mem=(\d+)([MG])(?=\s|$)/gi)].at(-1);
-  if (!last) return Number.POSITIVE_INFINITY;
-  return Number(last[1]) * (last[2]!.toUpperCase() === 'G' ? 1024 : 1);
 }

@@ -67,17 +67,19 @@ function nodeLibraries(): Promise<string[]> {
 }
 
 /**
- * The part of the initramfs that is the same in every run: Node and its libraries. About 90 MB, in the cache.
+ * Node and its libraries, which are the same in every run: by what they are told from others, and the part of the
+ * initramfs with them. About 90 MB, in the cache.
  */
-export async function nodeArchive(progress: Progress): Promise<string> {
+export async function nodeArchive(): Promise<{ key: string; file: (progress: Progress) => Promise<string> }> {
   const node = realpathSync(process.execPath);
   const files = [node, ...(await nodeLibraries())];
   const identity = files.map((file) => {
     const { size, mtimeMs } = statSync(file);
     return [file, size, mtimeMs];
   });
-  const key = createHash('sha256').update(JSON.stringify(identity)).digest('hex').slice(0, 12);
-  const entry = await cacheEntry(`node/${process.version}-${key}-loaded`, progress, async (folder) => {
+  const hash = createHash('sha256').update(JSON.stringify(identity)).digest('hex').slice(0, 12);
+  const key = `${process.version}-${hash}-loaded`;
+  const make = async (folder: string, progress: Progress) => {
     progress.onProgress?.(`packing Node ${process.version} for the machine`);
     const archive = await CpioWriter.create(join(folder, 'node.cpio'));
     try {
@@ -91,8 +93,12 @@ export async function nodeArchive(progress: Progress): Promise<string> {
       throw error;
     }
     return { node: process.version, files };
-  });
-  return join(entry.folder, 'node.cpio');
+  };
+  const file = async (progress: Progress) => {
+    const entry = await cacheEntry(`node/${key}`, progress, (folder) => make(folder, progress));
+    return join(entry.folder, 'node.cpio');
+  };
+  return { key, file };
 }
 
 const PROGRAM_HEADER = 56;
@@ -117,17 +123,35 @@ export function loadedPart(program: Buffer): Buffer {
   return part;
 }
 
-export interface JobArchive {
-  readonly init: string;
-  readonly modules: readonly KernelModule[];
-  /** Outside file or folder by its absolute place inside. */
-  readonly files: Files;
-  /** Contents of files that are made for the job, by their place inside. */
-  readonly made?: Readonly<Record<string, Buffer | string>>;
+/** Contents of files by their absolute place in the machine. */
+export type Contents = Readonly<Record<string, Buffer | string>>;
+
+/** Reads files, what is in folders, and the libraries that Node does not bring along. */
+export async function contentsOf(files: Files, progress: Progress): Promise<Contents> {
+  const all = await withLibraries(expandFolders(files), progress);
+  return Object.fromEntries(Object.entries(all).map(([inside, outside]) => [inside, readFileSync(outside)]));
 }
 
-/** The part of the initramfs that belongs to one run: init, busybox, modules, the package and the job's files. */
-export async function writeJobArchive(path: string, job: JobArchive, progress: Progress): Promise<number> {
+/** Writes an archive of files. @returns bytes */
+export async function writeArchive(path: string, contents: Contents): Promise<number> {
+  const archive = await CpioWriter.create(path);
+  try {
+    for (const [inside, data] of Object.entries(contents)) await archive.file(inside, data);
+    return await archive.end();
+  } catch (error) {
+    await archive.abandon();
+    throw error;
+  }
+}
+
+/** The part of the initramfs that the machine starts with: init, busybox, modules. */
+export async function writeBase(
+  path: string,
+  init: string,
+  modules: readonly KernelModule[],
+  contents: Contents,
+  progress: Progress,
+): Promise<number> {
   const busybox = await staticBusybox(progress);
   const archive = await CpioWriter.create(path);
   try {
@@ -135,18 +159,15 @@ export async function writeJobArchive(path: string, job: JobArchive, progress: P
       await archive.folder(folder);
     }
     await archive.console();
-    await archive.file('/init', job.init);
+    await archive.file('/init', init);
     await archive.file('/bin/busybox', await readFile(busybox));
-    for (const { name, data } of job.modules) {
+    for (const { name, data } of modules) {
       const { module, signature } = splitSignature(data);
       await archive.file(`/modules/${name}.ko`, module);
       if (signature.length > 0) await archive.file(`/modules/${name}.signature`, signature);
     }
-    await archive.file('/modules/order', job.modules.map((module) => `${module.name}\n`).join(''));
-    for (const [inside, outside] of Object.entries(await withLibraries(expandFolders(job.files), progress))) {
-      await archive.file(inside, readFileSync(outside));
-    }
-    for (const [inside, data] of Object.entries(job.made ?? {})) await archive.file(inside, data);
+    await archive.file('/modules/order', modules.map((module) => `${module.name}\n`).join(''));
+    for (const [inside, data] of Object.entries(contents)) await archive.file(inside, data);
     return await archive.end();
   } catch (error) {
     await archive.abandon();

@@ -43,7 +43,8 @@ export interface WatchOptions {
   /** Wall time. */
   readonly timeoutMs: number;
   readonly signal?: AbortSignal | undefined;
-  readonly onReady?: () => void;
+  /** Init has its job; what the console said until then. */
+  readonly onReady?: (console: string) => void;
   readonly onLine?: ((line: string) => void) | undefined;
   readonly onConsole?: ((chunk: string) => void) | undefined;
 }
@@ -171,7 +172,7 @@ class MachineOutput {
     } else if (mark.word === 'ready') {
       this.ready = true;
       this.bootMs = performance.now() - this.#began;
-      this.#options.onReady?.();
+      this.#options.onReady?.(this.console);
     } else {
       this.said ??= mark.word === 'exit' ? { kind: 'exited', status: Number(mark.rest) } : { kind: 'no-kvm' };
     }

@@ -1,24 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 import { writeSync } from 'node:fs';
-import { setFlagsFromString } from 'node:v8';
 import { probeHost } from '../probe/index.ts';
+import { spareWork } from './agent_heap.ts';
 import type { RunEvent, Selftest } from './engine/model.ts';
 import { runHere } from './engine/runner.ts';
 import { type AgentJob, encodeEvent, machineInfo } from './protocol.ts';
-
-/**
- * What the emulator would spend two thirds of its time on: optimizing what runs for a second at most, dropping code
- * that the next test compiles again, and collecting. V8 would begin with a young generation of half a megabyte; with
- * one of 16 it would mark all the time, because it begins when the old generation has less room left than the young
- * one is large; and what it leaves of an old generation of 10 MB is full after a few tests.
- */
-const V8_FLAGS = [
-  '--interrupt-budget=1000000',
-  '--no-flush-bytecode',
-  '--semi-space-growth-factor=16',
-  '--no-incremental-marking',
-  '--heap-growing-percent=1000',
-];
 
 /**
  * Runs inside the lab machine: takes a job from the command line, answers with one event a line.
@@ -26,7 +12,7 @@ const V8_FLAGS = [
  * @param testsOfJob every test that the job's ids may name
  */
 export async function runAgent(testsOfJob: (job: AgentJob) => readonly Selftest[]): Promise<never> {
-  for (const flag of V8_FLAGS) setFlagsFromString(flag);
+  spareWork();
   const job = JSON.parse(process.argv[2] ?? '{}') as AgentJob;
   const { ids, settings: _, programs: __, from, ...options } = job;
   const emit = (event: RunEvent): void => {

@@ -24,3 +24,12 @@ export const KSELFTEST_PROGRAM = `import { runAgent } from './agent.js';
 import { programTests } from './kselftest/program_test.js';
 await runAgent(({ programs }) => programTests(programs));
 `;
+
+/** What every such program imports: a machine that waits for its job has it loaded. */
+export const AGENT_MODULES: readonly string[] = [
+  'agent.js',
+  'engine/parameters.js',
+  'kselftest/program_test.js',
+  ...new Set(Object.values(SUITE_MODULES).map(([module]) => `suites/${module}.js`)),
+  'agent_waits.js',
+].map((name) => `dist/selftest/${name}`);

@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { consoleExcerpt, LabError, type LabOptions, type LabResult, runInLab } from '../lab/index.ts';
 import { seriesForLab } from '../probe/index.ts';
-import { AGENT_PROGRAM, agentProgram, KSELFTEST_PROGRAM } from './agent_program.ts';
+import { AGENT_MODULES, AGENT_PROGRAM, agentProgram, KSELFTEST_PROGRAM } from './agent_program.ts';
 import type { MachineInfo, RunEvent, Selftest, TestResult } from './engine/model.ts';
 import type { Settings } from './engine/parameters.ts';
 import { type Cursor, hasRounds, isFailure, type RunOptions, reproducer } from './engine/runner.ts';
@@ -113,7 +113,7 @@ async function runOnce(
   let next: Cursor | undefined = from;
   let engine = 'emulated';
   const result = await runInLab([options.agent ?? AGENT_PROGRAM, JSON.stringify(job)], {
-    ...(options.agent === undefined ? { program: programOf(tests, options) } : {}),
+    ...(options.agent === undefined ? { program: programOf(tests, options), preload: AGENT_MODULES } : {}),
     heartbeatMs: HEARTBEAT_LIMIT_MS,
     // A living machine may take its time: --duration, --repeat, a busy host.
     timeoutMs: DAY_MS,

@@ -109,12 +109,12 @@ describe.skipIf(!lab.possible)('the lab machine boots', { timeout: LIMIT_MS }, (
   });
 
   test('a machine that does not come up in time hangs', async () => {
-    const result = await runInLab(['-e', '0'], { bootLimitMs: 2_000 });
+    const result = await runInLab(['-e', '0'], { bootLimitMs: 2_000, cold: true });
     expect(result).toMatchObject({ outcome: 'hang', reason: 'it did not finish booting in 2 s' });
   });
 
   test('a run that takes too long is ended', async () => {
-    const result = await runInLab(['-e', '0'], { timeoutMs: 2_000 });
+    const result = await runInLab(['-e', '0'], { timeoutMs: 2_000, cold: true });
     expect(result).toMatchObject({ outcome: 'timeout', reason: 'it ran longer than 2 s' });
   });
 
@@ -122,6 +122,7 @@ describe.skipIf(!lab.possible)('the lab machine boots', { timeout: LIMIT_MS }, (
     const stop = new AbortController();
     const result = await runInLab(['-e', '0'], {
       signal: stop.signal,
+      cold: true,
       onProgress: (text) => {
         if (text.startsWith('booting')) setTimeout(() => stop.abort(), 500);
       },

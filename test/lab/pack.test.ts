@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import {
   existsSync,
   mkdirSync,
@@ -12,22 +13,27 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import type { Readable } from 'node:stream';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type PackedModule, packedArguments, packModules } from '../../lib/lab/pack.ts';
+import { type PackedModule, packedArguments, packModules, waitingArguments } from '../../lib/lab/pack.ts';
 
 const root = mkdtempSync(join(tmpdir(), 'nvmx-pack-'));
 const work = mkdtempSync(join(tmpdir(), 'nvmx-pack-work-'));
+const cache = process.env['NVMX_CACHE'];
+process.env['NVMX_CACHE'] = work;
 const repository = new URL('../..', import.meta.url).pathname;
 afterAll(() => {
+  if (cache === undefined) delete process.env['NVMX_CACHE'];
+  else process.env['NVMX_CACHE'] = cache;
   for (const folder of [root, work]) rmSync(folder, { recursive: true, force: true });
 });
 
 function sources(): void {
-  mkdirSync(join(root, 'dist/sub'), { recursive: true });
+  mkdirSync(join(root, 'dist/kvm/sub'), { recursive: true });
   if (!existsSync(join(root, 'dist/lab'))) symlinkSync(join(repository, 'dist/lab'), join(root, 'dist/lab'));
   const files = {
     'package.json': '{ "type": "module" }',
-    'dist/entry.js': `import { sep } from 'node:path';
+    'dist/kvm/entry.js': `import { sep } from 'node:path';
       import fs, * as all from 'node:fs';
       import { later, twice as double } from './sub/other.js';
       console.log(process.argv.slice(1).join(' '), sep, fs.readFileSync === all.readFileSync, double(21));
@@ -35,21 +41,21 @@ function sources(): void {
       console.log(await later());
       function uncalled() { return 'never in a lazy one'; }
       throw new Error('the end');`,
-    'dist/sub/other.js': `import './cycle.js';
+    'dist/kvm/sub/other.js': `import './cycle.js';
       export const twice = (n) => 2 * n;
       import { EOL } from 'node:os';
       export const later = async () => EOL.length;`,
-    'dist/sub/cycle.js': `import { twice } from './other.js'; export const four = () => twice(2);`,
+    'dist/kvm/sub/cycle.js': `import { twice } from './other.js'; export const four = () => twice(2);`,
   };
   for (const [path, text] of Object.entries(files)) writeFileSync(join(root, path), text);
 }
 
 const start = () =>
-  spawnSync(process.execPath, packedArguments(root, 'dist/entry.js', ['a', 'b c']), { encoding: 'utf8' });
+  spawnSync(process.execPath, packedArguments(root, 'dist/kvm/entry.js', ['a', 'b c']), { encoding: 'utf8' });
 
 const seen = [
-  `${root}/dist/entry.js a b c / true 42`,
-  `file://${root}/dist/entry.js ${root}/dist`,
+  `${root}/dist/kvm/entry.js a b c / true 42`,
+  `file://${root}/dist/kvm/entry.js ${root}/dist/kvm`,
   '1',
   '',
 ].join('\n');
@@ -59,33 +65,61 @@ describe('a pack of modules', () => {
 
   beforeAll(async () => {
     sources();
-    files = (await packModules(root, { entry: 'dist/entry.js' }, root, work, {})) ?? {};
+    files = (await packModules(root, root, {})) ?? {};
     for (const [name, data] of Object.entries(files)) writeFileSync(join(root, name), data);
     // What runs from now on comes out of the pack.
-    for (const path of ['dist/entry.js', 'dist/sub/other.js', 'dist/sub/cycle.js']) rmSync(join(root, path));
+    for (const path of ['dist/kvm/entry.js', 'dist/kvm/sub/other.js', 'dist/kvm/sub/cycle.js'])
+      rmSync(join(root, path));
   });
 
   test('runs as the modules would: arguments, imports, import.meta, top-level await, an error of its own', () => {
     const done = start();
     expect(done.stdout).toBe(seen);
     expect(done.stderr).toContain('Error: the end');
-    expect(done.stderr).toContain(`${root}/dist/entry.js:8`);
+    expect(done.stderr).toContain(`${root}/dist/kvm/entry.js:8`);
     expect(done.status).toBe(1);
   });
 
   test('is the same bytes each time', async () => {
     sources();
-    expect(await packModules(root, { entry: 'dist/entry.js' }, root, work, {})).toEqual(files);
+    expect(await packModules(root, root, {})).toEqual(files);
   });
 
-  test('may begin with a program that is no file', async () => {
-    sources();
-    const program = `import { twice } from './sub/other.js'; console.log(twice(4));`;
-    const own = await packModules(root, { entry: 'dist/own.js', program }, root, work, {});
-    for (const [name, data] of Object.entries(own!)) writeFileSync(join(root, name), data);
-    const done = spawnSync(process.execPath, packedArguments(root, 'dist/own.js', []), { encoding: 'utf8' });
-    for (const [name, data] of Object.entries(files)) writeFileSync(join(root, name), data);
-    expect(done.stdout).toBe('8\n');
+  test('a program that is not in it is a file, and may import what is', () => {
+    writeFileSync(
+      join(root, 'dist/kvm/own.js'),
+      `import { twice } from './sub/other.js'; console.log(twice(4), process.env.NVMX_START);`,
+    );
+    const done = spawnSync(process.execPath, packedArguments(root, 'dist/kvm/own.js', []), {
+      encoding: 'utf8',
+    });
+    expect(done.stdout).toBe(`8 ${join(root, 'start.cjs')}\n`);
+  });
+
+  test('waits for a job with all of it loaded', async () => {
+    writeFileSync(join(root, 'dist/kvm/ready.js'), `console.log('loaded');`);
+    const [entry, ready] = ['dist/kvm/own.js', 'dist/kvm/ready.js'];
+    writeFileSync(
+      join(root, entry),
+      `import './ready.js';
+       console.log(process.argv.slice(1).join(' '), process.env.WORD, process.env.NVMX_WAIT);`,
+    );
+    const pipe = join(work, 'job');
+    spawnSync('mkfifo', [pipe]);
+    const child = spawn(process.execPath, waitingArguments(root, [ready]), {
+      env: { ...process.env, NVMX_WAIT: pipe },
+      stdio: ['ignore', 'pipe', 'inherit', 'pipe'],
+    });
+    let said = '';
+    child.stdout?.on('data', (chunk: Buffer) => {
+      said += chunk.toString();
+    });
+    const [line] = (await once(child.stdio[3] as Readable, 'data')) as [Buffer];
+    expect(line.toString()).toBe('\n');
+    await expect.poll(() => said).toBe('loaded\n');
+    writeFileSync(pipe, JSON.stringify({ argv: [join(root, entry), 'a', 'b c'], env: { WORD: 'w' } }));
+    expect(await once(child, 'close')).toEqual([0, null]);
+    expect(said).toBe(`loaded\n${join(root, entry)} a b c w undefined\n`);
   });
 
   test('holds the code of functions that nobody has called yet', () => {
@@ -119,7 +153,8 @@ describe('a pack of modules', () => {
     ]);
   });
 
-  test('of a program that is not there is none', async () => {
-    expect(await packModules(root, { entry: 'dist/none.js' }, root, work, {})).toBeUndefined();
+  test('of modules that Node cannot compile is none', async () => {
+    writeFileSync(join(root, 'dist/kvm/wrong.js'), 'import {');
+    expect(await packModules(root, root, {})).toBeUndefined();
   });
 });

@@ -8,7 +8,7 @@ import { consoleExcerpt, findDefect } from '../../lib/lab/console.ts';
 import { CpioWriter } from '../../lib/lab/cpio.ts';
 import { parseCpuModels, prepareEngine } from '../../lib/lab/engine.ts';
 import { applyEdit, findTarball } from '../../lib/lab/engine_source.ts';
-import { initScript, parseMark, quote } from '../../lib/lab/init_script.ts';
+import { initScript, jobScript, parseMark, quote } from '../../lib/lab/init_script.ts';
 import { CommandMissingError, run, splitLines } from '../../lib/lab/process.ts';
 import { ownCache } from './fixtures.ts';
 
@@ -203,12 +203,10 @@ describe('small parts', () => {
   });
 
   test('init is a shell script, and a mark is known by its secret', async () => {
-    const script = initScript({
-      mark: '@m-1',
-      command: ['/usr/bin/node', 'a b.js', "it's"],
-      env: { X: 'y z' },
-    });
-    expect((await run('sh', ['-n', '-c', script])).stderr).toBe('');
+    const job = { mark: '@m-1', command: ['/usr/bin/node', 'a b.js', "it's"], env: { X: 'y z' } };
+    for (const script of [initScript(), initScript(['node', "a'b"]), jobScript(job)]) {
+      expect((await run('sh', ['-n', '-c', script])).stderr).toBe('');
+    }
     expect(parseMark('@m-1 exit 7', '@m-1')).toEqual({ word: 'exit', rest: '7' });
     expect(parseMark('@m-2 exit 7', '@m-1')).toBeUndefined();
   });
