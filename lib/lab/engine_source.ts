@@ -105,9 +105,12 @@ static bool read_nothing(bx_phy_address, unsigned length, void *data, void *)
   return true;
 }
 
+// Memory has its full length only when all of it could be written.
 static void save_snapshot(void *)
 {
-  if (mkdir("${SNAPSHOT_PART}", 0700) == 0 && SIM->save_state("${SNAPSHOT_PART}"))
+  struct stat memory;
+  if (mkdir("${SNAPSHOT_PART}", 0700) == 0 && SIM->save_state("${SNAPSHOT_PART}") &&
+      stat("${SNAPSHOT_PART}/memory.ram", &memory) == 0 && Bit64u(memory.st_size) == BX_MEM(0)->get_memory_len())
     rename("${SNAPSHOT_PART}", "${SNAPSHOT_FOLDER}");
 }
 
@@ -149,12 +152,11 @@ void bx_init_hardware()
     replace: `      for (Bit32u at = 0; at < BX_MEM_THIS block_size; at += 4096) {
         const Bit8u *page = BX_MEM(0)->blocks[idx] + at;
         if (page[0] == 0 && memcmp(page, page + 1, 4095) == 0) continue;
-        if (pwrite(fileno(fp), page, 4096, address + at) != 4096)
-          BX_PANIC(("memory at 0x" FMT_PHY_ADDRX " could not be written down", address + at));
+        if (pwrite(fileno(fp), page, 4096, address + at) != 4096) return;
       }
     }
   }
-  if (ftruncate(fileno(fp), BX_MEM(0)->len) != 0) BX_PANIC(("memory could not be written down"));`,
+  if (ftruncate(fileno(fp), BX_MEM(0)->len) != 0) BX_ERROR(("memory could not be written down"));`,
   },
   {
     file: 'memory/misc_mem.cc',

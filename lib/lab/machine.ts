@@ -209,6 +209,7 @@ async function attempt(...[command, options, engine, kernel]: Attempt): Promise<
       ? `waking Linux ${kernel.release} (${snapshot.key})`
       : `booting Linux ${kernel.release}`;
     options.onProgress?.(`${how} in ${engine.version}`);
+    if (snapshot) options.onConsole?.(snapshot.console);
     const bootLimitMs = options.bootLimitMs ?? (engine.memoryImages ? 90_000 : 300_000);
     const watched = await watchMachine(emulator, folder, {
       mark,
