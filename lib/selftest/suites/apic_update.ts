@@ -204,9 +204,9 @@ export const apicUpdate: readonly Selftest[] = [
         nestedRunMinusExits: 1,
         lastExit: 'vmcall',
       },
-      // How many writes trap depends on whether a discard falls between an exit and the next entry.
+      // How many writes trap depends on whether a discard falls between an exit and the next entry, or before all.
       stock: {
-        apicAccessExits: { min: 1, max: WRITES },
+        apicAccessExits: { min: 0, max: WRITES },
         mmioExits: 0,
         internalErrors: 0,
         nestedRunMinusExits: 1,
@@ -240,8 +240,9 @@ export const apicUpdate: readonly Selftest[] = [
     racing: true,
     expectations: {
       any: {
-        apicAccessExits: { min: 1, max: WRITES },
-        mmioExits: { min: 0, max: WRITES - 1 },
+        // The slot may be away before the first write.
+        apicAccessExits: { min: 0, max: WRITES },
+        mmioExits: { min: 0, max: WRITES },
         // A move between an APIC-access exit and L1's VMRESUME ends the run with KVM_EXIT_INTERNAL_ERROR.
         internalErrors: { oneOf: [0, 1] },
         nestedRunMinusExits: { oneOf: [0, 1] },
