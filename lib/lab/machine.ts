@@ -139,8 +139,12 @@ export async function runCommandInLab(
   const kernel = await prepareKernel(options.kernel, options);
   const engine = await prepareEngine(options);
   options.onEngine?.(engine);
-  const run = await attemptTwice(command, options, engine, kernel);
-  const { ending, console, bootMs, files, woken } = run;
+  const { ending, console, bootMs, files, snapshot } = await attemptTwice({
+    command,
+    options,
+    engine,
+    kernel,
+  });
   if (ending.kind === 'no-kvm') {
     const file = keepConsole(console);
     throw new LabError(
@@ -165,7 +169,7 @@ export async function runCommandInLab(
     kernel: { release: kernel.release, source: kernel.source },
     wallMs: performance.now() - began,
     ...(bootMs === undefined ? {} : { bootMs }),
-    woken,
+    woken: snapshot !== undefined,
   };
 }
 
@@ -173,33 +177,40 @@ function reasonOf({ ending }: Watched<Ending>): string {
   return 'why' in ending ? ending.why : ending.kind;
 }
 
+interface Attempt {
+  readonly command: readonly string[];
+  readonly options: LabOptions;
+  readonly engine: Engine;
+  readonly kernel: LabKernel;
+}
+
+interface Run extends Watched<Ending> {
+  /** That it continued from. */
+  readonly snapshot: Snapshot | undefined;
+}
+
 /** A snapshot that does not continue, and an emulator that fails before the kernel speaks, get another try. */
-async function attemptTwice(...[command, options, engine, kernel]: Attempt): Promise<Run> {
-  const run = await attempt(command, options, engine, kernel);
+async function attemptTwice(request: Attempt): Promise<Run> {
+  const run = await attempt(request);
   const { ending, bootMs, snapshot } = run;
-  if (snapshot && bootMs === undefined && ending.kind !== 'aborted') {
+  const { options } = request;
+  if (snapshot && bootMs === undefined && ending.kind !== 'aborted' && ending.kind !== 'timeout') {
     await dropSnapshot(snapshot, reasonOf(run), options);
   } else if (ending.kind === 'engine-failed' && ending.before === 'boot') {
     options.onProgress?.(`the emulator failed (${reasonOf(run)}); trying once more`);
   } else return run;
-  return await attempt(command, { ...options, cold: true }, engine, kernel);
+  return await attempt({ ...request, options: { ...options, cold: true } });
 }
 
-type Attempt = [command: readonly string[], options: LabOptions, engine: Engine, kernel: LabKernel];
-
-interface Run extends Watched<Ending> {
-  readonly woken: boolean;
-  readonly snapshot?: Snapshot | undefined;
-}
-
-async function attempt(...[command, options, engine, kernel]: Attempt): Promise<Run> {
+async function attempt(request: Attempt): Promise<Run> {
+  const { options, engine, kernel } = request;
   const folder = await temporaryFolder('run');
   const { terminal } = options;
   const line = terminal && (await TerminalLine.open(terminal));
   let keeper: SnapshotKeeper | undefined;
   try {
     const mark = `@nvmx-${options.deterministic ? '0'.repeat(24) : randomBytes(12).toString('hex')}`;
-    const boot = await prepareBoot(folder, { mark, command, options, engine, kernel, port: line?.port });
+    const boot = await prepareBoot(folder, { ...request, mark, port: line?.port });
     const { snapshot } = boot;
     keeper = boot.keeper;
     const timeoutMs = options.timeoutMs ?? 600_000;
@@ -231,7 +242,6 @@ async function attempt(...[command, options, engine, kernel]: Attempt): Promise<
       ...watched,
       console: (snapshot?.console ?? '') + watched.console,
       ending: explainEnding(watched.ending, log),
-      woken: snapshot !== undefined,
       snapshot,
     };
   } catch (error) {
