@@ -81,17 +81,12 @@ export async function nodeArchive(): Promise<{ key: string; file: (progress: Pro
   const key = `${process.version}-${hash}-loaded`;
   const make = async (folder: string, progress: Progress) => {
     progress.onProgress?.(`packing Node ${process.version} for the machine`);
-    const archive = await CpioWriter.create(join(folder, 'node.cpio'));
-    try {
+    await writing(join(folder, 'node.cpio'), async (archive) => {
       for (const [index, file] of files.entries()) {
         const data = await readFile(file);
         await archive.file(index === 0 ? '/usr/bin/node' : file, index === 0 ? loadedPart(data) : data);
       }
-      await archive.end();
-    } catch (error) {
-      await archive.abandon();
-      throw error;
-    }
+    });
     return { node: process.version, files };
   };
   const file = async (progress: Progress) => {
@@ -132,16 +127,25 @@ export async function contentsOf(files: Files, progress: Progress): Promise<Cont
   return Object.fromEntries(Object.entries(all).map(([inside, outside]) => [inside, readFileSync(outside)]));
 }
 
-/** Writes an archive of files. @returns bytes */
-export async function writeArchive(path: string, contents: Contents): Promise<number> {
+/** An archive that `fill` fills. @returns bytes */
+async function writing(path: string, fill: (archive: CpioWriter) => Promise<void>): Promise<number> {
   const archive = await CpioWriter.create(path);
   try {
-    for (const [inside, data] of Object.entries(contents)) await archive.file(inside, data);
+    await fill(archive);
     return await archive.end();
   } catch (error) {
     await archive.abandon();
     throw error;
   }
+}
+
+async function addAll(archive: CpioWriter, contents: Contents): Promise<void> {
+  for (const [inside, data] of Object.entries(contents)) await archive.file(inside, data);
+}
+
+/** Writes an archive of files. @returns bytes */
+export async function writeArchive(path: string, contents: Contents): Promise<number> {
+  return await writing(path, (archive) => addAll(archive, contents));
 }
 
 /** The part of the initramfs that the machine starts with: init, busybox, modules. */
@@ -153,8 +157,7 @@ export async function writeBase(
   progress: Progress,
 ): Promise<number> {
   const busybox = await staticBusybox(progress);
-  const archive = await CpioWriter.create(path);
-  try {
+  return await writing(path, async (archive) => {
     for (const folder of ['dev', 'proc', 'sys', 'tmp', 'root', 'bin', 'modules', PACKAGE_FOLDER]) {
       await archive.folder(folder);
     }
@@ -167,12 +170,8 @@ export async function writeBase(
       if (signature.length > 0) await archive.file(`/modules/${name}.signature`, signature);
     }
     await archive.file('/modules/order', modules.map((module) => `${module.name}\n`).join(''));
-    for (const [inside, data] of Object.entries(contents)) await archive.file(inside, data);
-    return await archive.end();
-  } catch (error) {
-    await archive.abandon();
-    throw error;
-  }
+    await addAll(archive, contents);
+  });
 }
 
 /** A busybox without shared libraries: nothing else is there yet when it starts. */
