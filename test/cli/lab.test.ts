@@ -192,7 +192,7 @@ describe.skipIf(!lab.possible)('nvmx in the lab', { timeout: 600_000 }, () => {
     ['SIGINT', 130],
     ['SIGTERM', 143],
   ] as const)('%s in the middle of a boot: status %i, nothing left', async (signal, expected) => {
-    const finished = run(['test', '--machine', 'lab']);
+    const finished = run(['test', '--machine', 'lab', '--cold']);
     while (!last.stderr().includes('booting') && last.child.exitCode === null) await sleep(20);
     await sleep(500);
     last.child.kill(signal);
