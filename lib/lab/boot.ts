@@ -116,17 +116,19 @@ export async function prepareBoot(folder: string, request: BootRequest): Promise
   };
   const rom = isKept ? jobRom(job) : undefined;
   const config = machineDescription({ ...parts, boot: { kind: 'snapshot' } }, engine);
-  const key = snapshotKey([
-    buildKey(),
-    config,
-    commandLine,
-    node.key,
-    init,
-    kernel.image.bytes,
-    ...kernel.modules.flatMap(({ name, data }) => [name, data]),
-    ...Object.entries({ ...contents, ...made }).flat(),
-  ]);
-  const snapshot = rom && (await findSnapshot(key, options));
+  const key =
+    rom &&
+    snapshotKey([
+      buildKey(),
+      config,
+      commandLine,
+      node.key,
+      init,
+      kernel.image.bytes,
+      ...kernel.modules.flatMap(({ name, data }) => [name, data]),
+      ...Object.entries({ ...contents, ...made }).flat(),
+    ]);
+  const snapshot = key && (await findSnapshot(key, options));
   if (rom && snapshot) {
     await writeFile(join(folder, ROM_FILE), rom);
     return { snapshot };
@@ -141,7 +143,7 @@ export async function prepareBoot(folder: string, request: BootRequest): Promise
         image: await writeBootCd(folder, kernel.image.bytes, archives, commandLine, options),
       } as const);
   await writeFile(join(folder, 'bochsrc'), machineDescription({ ...parts, boot }, engine));
-  if (rom) return { keeper: await SnapshotKeeper.start(folder, key, config) };
+  if (key) return { keeper: await SnapshotKeeper.start(folder, key, config) };
   await refuseSnapshot(folder);
   return {};
 }
