@@ -243,40 +243,36 @@ export class RecordView<R extends RecordName> {
     this.#fields = records[record].fields;
   }
 
-  #offset(field: FieldName<R>, index: number, width: number): number {
-    return this.#fields[field]![0] + index * width;
-  }
-
   u8(field: FieldName<R>, index = 0): number {
-    return this.#view.getUint8(this.#offset(field, index, 1));
+    return this.#view.getUint8(this.#fields[field]![0] + index);
   }
 
   u16(field: FieldName<R>, index = 0): number {
-    return this.#view.getUint16(this.#offset(field, index, 2), true);
+    return this.#view.getUint16(this.#fields[field]![0] + index * 2, true);
   }
 
   u32(field: FieldName<R>, index = 0): number {
-    return this.#view.getUint32(this.#offset(field, index, 4), true);
+    return this.#view.getUint32(this.#fields[field]![0] + index * 4, true);
   }
 
   u64(field: FieldName<R>, index = 0): bigint {
-    return this.#view.getBigUint64(this.#offset(field, index, 8), true);
+    return this.#view.getBigUint64(this.#fields[field]![0] + index * 8, true);
   }
 
   setU8(field: FieldName<R>, value: number, index = 0): void {
-    this.#view.setUint8(this.#offset(field, index, 1), value);
+    this.#view.setUint8(this.#fields[field]![0] + index, value);
   }
 
   setU16(field: FieldName<R>, value: number, index = 0): void {
-    this.#view.setUint16(this.#offset(field, index, 2), value, true);
+    this.#view.setUint16(this.#fields[field]![0] + index * 2, value, true);
   }
 
   setU32(field: FieldName<R>, value: number, index = 0): void {
-    this.#view.setUint32(this.#offset(field, index, 4), value, true);
+    this.#view.setUint32(this.#fields[field]![0] + index * 4, value, true);
   }
 
   setU64(field: FieldName<R>, value: bigint | number, index = 0): void {
-    this.#view.setBigUint64(this.#offset(field, index, 8), BigInt(value), true);
+    this.#view.setBigUint64(this.#fields[field]![0] + index * 8, BigInt(value), true);
   }
 
   /** All of an array of bytes, in place. */
@@ -285,14 +281,14 @@ export class RecordView<R extends RecordName> {
     return new Uint8Array(this.#view.buffer, this.gpa + offset, size);
   }
 
-  /** All of an array of 64-bit words, in place. */
-  words(field: FieldName<R>): BigUint64Array {
+  /** All of an array as 32-bit words, in place; of a 64-bit number the lower half comes first. */
+  words(field: FieldName<R>): Uint32Array {
     const [offset, size] = this.#fields[field]!;
-    return new BigUint64Array(this.#view.buffer, this.gpa + offset, size / 8);
+    return new Uint32Array(this.#view.buffer, this.gpa + offset, size / 4);
   }
 
   /** The record nested in `field`. */
   inner<I extends RecordName>(field: FieldName<R>, record: I): RecordView<I> {
-    return new RecordView(this.#view.buffer as ArrayBuffer, record, this.gpa + this.#offset(field, 0, 0));
+    return new RecordView(this.#view.buffer as ArrayBuffer, record, this.gpa + this.#fields[field]![0]);
   }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { abi, records } from './abi.ts';
+import type { VmcsEntry } from './vmcs.ts';
 import { type VmcsField, vmcsEncoding } from './vmcs_fields.ts';
 
 /** What VMfailInvalid, VMfailValid and an exception look like to a batch; `pending` was not reached. */
@@ -23,12 +24,6 @@ export interface CommandResult {
    * code, RIP.
    */
   readonly values: readonly [bigint, bigint, bigint];
-}
-
-interface Command {
-  readonly name: CommandName;
-  readonly args: readonly (bigint | number)[];
-  readonly flags: number;
 }
 
 const COMMAND_NAMES = [
@@ -57,6 +52,30 @@ const COMMAND_NAMES = [
 ] as const satisfies readonly (keyof typeof abi)[];
 type CommandName = (typeof COMMAND_NAMES)[number];
 
+/** Those that leave nothing in their record when they succeed. */
+const SILENT: readonly CommandName[] = ['VMXON', 'VMXOFF', 'VMCLEAR', 'VMPTRLD', 'VMWRITE', 'HOST_STATE'];
+
+interface Kind {
+  readonly name: CommandName;
+  readonly code: number;
+  /** The result of every one that succeeds, where that is always the same. */
+  readonly done: CommandResult | undefined;
+}
+
+const NOTHING = Object.freeze([0n, 0n, 0n] as const);
+const KINDS = Object.fromEntries(
+  COMMAND_NAMES.map((name): [CommandName, Kind] => {
+    const done: CommandResult = Object.freeze({ command: name, status: 'ok', values: NOTHING });
+    return [name, { name, code: abi[name], done: SILENT.includes(name) ? done : undefined }];
+  }),
+) as Record<CommandName, Kind>;
+
+interface Command {
+  readonly kind: Kind;
+  readonly args: readonly (bigint | number)[];
+  flags: number;
+}
+
 export type EnterMode = 'auto' | 'launch' | 'resume';
 const MODES = { auto: abi.ENTER_AUTO, launch: abi.ENTER_LAUNCH, resume: abi.ENTER_RESUME } as const;
 
@@ -71,8 +90,26 @@ export const INVVPID = {
   singleContextRetainingGlobals: 3,
 } as const;
 
+/** The records of a vCPU's commands in guest memory (`commands` of its area), in words: a view is slow to make. */
+export class CommandPages {
+  readonly words: Uint32Array;
+  readonly longs: BigUint64Array;
+
+  constructor(memory: ArrayBuffer, gpa: number) {
+    this.words = new Uint32Array(memory, gpa, abi.MAX_COMMANDS * RECORD);
+    this.longs = new BigUint64Array(memory, gpa, (abi.MAX_COMMANDS * RECORD) / 2);
+  }
+}
+
+// In 32-bit words; `op` and `flags` share one.
+const { size, fields } = records.command;
+const RECORD = size / 4;
+const FLAGS_SHIFT = (fields.flags[0] - fields.op[0]) * 8;
+const STATUS = fields.status[0] / 4;
+const ARGS = fields.a[0] / 4;
+const VALUES = fields.r[0] / 4;
+
 const WORD = 2 ** 32;
-const NOTHING = Object.freeze([0n, 0n, 0n] as const);
 
 /** An argument as it will be stored: a number where it can be one, which costs a tenth of a bigint, else 64 bits. */
 function word(arg: bigint | number): bigint | number {
@@ -81,8 +118,8 @@ function word(arg: bigint | number): bigint | number {
     : BigInt.asUintN(64, BigInt(arg));
 }
 
-function isZero(view: DataView, at: number): boolean {
-  for (let word = 0; word < 6; word += 1) if (view.getUint32(at + word * 4, true) !== 0) return false;
+function isZero(words: Uint32Array, at: number): boolean {
+  for (let word = 0; word < 6; word += 1) if (words[at + word] !== 0) return false;
   return true;
 }
 
@@ -92,43 +129,60 @@ function isZero(view: DataView, at: number): boolean {
  */
 export class Batch {
   readonly #commands: Command[] = [];
+  /** @internal Indices of the commands that change what is current. */
+  readonly tracked: number[] = [];
 
   get length(): number {
     return this.#commands.length;
   }
 
+  // Loops without iterators or closures, here and below: scripts build batches all the time, and in the lab on a CPU
+  // that an emulator interprets.
   #add(name: CommandName, ...args: (bigint | number)[]): this {
-    if (this.#commands.length === abi.MAX_COMMANDS) {
+    for (let a = 0; a < args.length; a += 1) args[a] = word(args[a]!);
+    this.#push(name, [args]);
+    return this;
+  }
+
+  #push(name: CommandName, every: readonly (readonly (bigint | number)[])[]): void {
+    const commands = this.#commands;
+    const kind = KINDS[name];
+    if (commands.length + every.length > abi.MAX_COMMANDS) {
       throw new RangeError(`a batch holds at most ${abi.MAX_COMMANDS} commands`);
     }
-    this.#commands.push({ name, args: args.map(word), flags: 0 });
+    for (let i = 0; i < every.length; i += 1) commands.push({ kind, args: every[i]!, flags: 0 });
+  }
+
+  #addTracked(name: CommandName, ...args: number[]): this {
+    this.#add(name, ...args);
+    this.tracked.push(this.#commands.length - 1);
     return this;
   }
 
   /** The batch goes on even if the command added last fails. */
   keepGoing(): this {
-    const last = this.#commands.pop();
+    const last = this.#commands.at(-1);
     if (!last) throw new Error('keepGoing() comes after a command');
-    this.#commands.push({ ...last, flags: abi.COMMAND_KEEP_GOING });
+    last.flags = abi.COMMAND_KEEP_GOING;
     return this;
   }
 
   /** The feature-control lock and the fixed bits of CR0 and CR4 first, then VMXON. */
   vmxon(region: number): this {
-    return this.#add('VMXON', region);
+    return this.#addTracked('VMXON', region);
   }
 
   vmxoff(): this {
-    return this.#add('VMXOFF');
+    return this.#addTracked('VMXOFF');
   }
 
   /** @param area the L2's area, whose launch state becomes "clear"; 0 for a bare VMCS */
   vmclear(vmcs: number, area = 0): this {
-    return this.#add('VMCLEAR', vmcs, area);
+    return this.#addTracked('VMCLEAR', vmcs, area);
   }
 
   vmptrld(vmcs: number): this {
-    return this.#add('VMPTRLD', vmcs);
+    return this.#addTracked('VMPTRLD', vmcs);
   }
 
   vmptrst(): this {
@@ -141,6 +195,12 @@ export class Batch {
 
   vmwrite(field: VmcsField | number, value: bigint | number): this {
     return this.#add('VMWRITE', vmcsEncoding(field), value);
+  }
+
+  /** @internal A VMWRITE for each entry. */
+  vmwrites(entries: readonly VmcsEntry[]): this {
+    this.#push('VMWRITE', entries);
+    return this;
   }
 
   /**
@@ -215,44 +275,47 @@ export class Batch {
     return this.#add('RDTSC');
   }
 
-  /** @internal Writes the records where L1 takes them from. */
-  store(memory: ArrayBuffer, gpa: number): void {
-    const { size, fields } = records.command;
-    const length = this.#commands.length * size;
-    new Uint8Array(memory, gpa, length).fill(0);
-    const view = new DataView(memory, gpa, length);
-    let at = 0;
-    for (const { name, args, flags } of this.#commands) {
-      view.setUint16(at + fields.op[0], abi[name], true);
-      view.setUint16(at + fields.flags[0], flags, true);
-      view.setUint32(at + fields.status[0], abi.STATUS_PENDING, true);
+  /** Writes the records where L1 takes them from: for who calls KVM_RUN himself. */
+  store(pages: CommandPages): void {
+    const { words, longs } = pages;
+    const commands = this.#commands;
+    words.fill(0, 0, commands.length * RECORD);
+    for (let i = 0; i < commands.length; i += 1) {
+      const { kind, args, flags } = commands[i]!;
+      const at = i * RECORD;
+      words[at] = kind.code | (flags << FLAGS_SHIFT);
       for (let a = 0; a < args.length; a += 1) {
         const arg = args[a]!;
-        const place = at + fields.a[0] + a * 8;
-        if (typeof arg === 'number') {
-          view.setUint32(place, arg % WORD, true);
-          view.setUint32(place + 4, arg / WORD, true);
-        } else view.setBigUint64(place, arg, true);
+        const place = at + ARGS + a * 2;
+        if (typeof arg === 'bigint') longs[place / 2] = arg;
+        else {
+          words[place] = arg;
+          if (arg >= WORD) words[place + 1] = arg / WORD;
+        }
       }
-      at += size;
     }
   }
 
-  /** @internal Reads the results back. */
-  results(memory: ArrayBuffer, gpa: number): CommandResult[] {
-    const { size, fields } = records.command;
-    const view = new DataView(memory, gpa, this.#commands.length * size);
-    return this.#commands.map(({ name }, index) => {
-      const at = index * size;
-      const r = at + fields.r[0];
-      return {
+  /** Reads the results back. */
+  results(pages: CommandPages): CommandResult[] {
+    const { words, longs } = pages;
+    const results: CommandResult[] = [];
+    for (let i = 0; i < this.#commands.length; i += 1) {
+      const { name, done } = this.#commands[i]!.kind;
+      const at = i * RECORD;
+      const status = words[at + STATUS]!;
+      if (done && status === abi.STATUS_OK) {
+        results.push(done);
+        continue;
+      }
+      const r = (at + VALUES) / 2;
+      results.push({
         command: name,
-        status: STATUSES[view.getUint32(at + fields.status[0], true)] ?? 'bad-command',
-        values: isZero(view, r)
-          ? NOTHING
-          : [view.getBigUint64(r, true), view.getBigUint64(r + 8, true), view.getBigUint64(r + 16, true)],
-      };
-    });
+        status: STATUSES[status] ?? 'bad-command',
+        values: isZero(words, at + VALUES) ? NOTHING : [longs[r]!, longs[r + 1]!, longs[r + 2]!],
+      });
+    }
+    return results;
   }
 
   /** @internal The first argument of a command, for tracking the current VMCS. */

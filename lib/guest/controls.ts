@@ -131,45 +131,64 @@ function bitOf(name: ControlName): Place {
 
 /** Which settings of the controls are allowed, from the values of {@link VMX_CAPABILITY_MSRS}. */
 export class VmxControls {
-  readonly #msrs: ReadonlyMap<number, bigint>;
+  /** The VMCS revision identifier, for the first word of a VMXON region or VMCS. */
+  readonly revision: number;
+  /** Bits that must be 1, and those that may be. */
+  readonly #allowed: Readonly<Record<ControlGroup, { readonly zero: number; readonly one: number }>>;
 
   /** @param msrs values by MSR number; a missing one counts as "nothing there is allowed" */
   constructor(msrs: ReadonlyMap<number, bigint>) {
-    this.#msrs = msrs;
-  }
-
-  /** The VMCS revision identifier, for the first word of a VMXON region or VMCS. */
-  get revision(): number {
-    return Number((this.#msrs.get(MSR_VMX_BASIC) ?? 0n) & 0x7fff_ffffn);
-  }
-
-  #allowed(group: ControlGroup): { zero: number; one: number } {
-    const { msr, trueMsr }: Group = GROUPS[group];
-    const hasTrue = ((this.#msrs.get(MSR_VMX_BASIC) ?? 0n) & BASIC_TRUE_CONTROLS) !== 0n;
-    const value = this.#msrs.get(hasTrue && trueMsr !== undefined ? trueMsr : msr) ?? 0n;
-    return { zero: Number(value & 0xffff_ffffn), one: Number(value >> 32n) };
+    const basic = msrs.get(MSR_VMX_BASIC) ?? 0n;
+    const hasTrue = (basic & BASIC_TRUE_CONTROLS) !== 0n;
+    const allowed = (group: ControlGroup) => {
+      const { msr, trueMsr }: Group = GROUPS[group];
+      const value = msrs.get(hasTrue && trueMsr !== undefined ? trueMsr : msr) ?? 0n;
+      return { zero: Number(value & 0xffff_ffffn), one: Number(value >> 32n) };
+    };
+    const primary = allowed('primary');
+    const secondary = allowed('secondary');
+    const { bit } = bitOf('primary.activate-secondary-controls');
+    if ((primary.one & (1 << bit)) === 0) secondary.one = 0;
+    this.revision = Number(basic & 0x7fff_ffffn);
+    this.#allowed = {
+      pin: allowed('pin'),
+      primary,
+      secondary,
+      exit: allowed('exit'),
+      entry: allowed('entry'),
+    };
   }
 
   /** Whether a control may be 1. */
   allows(name: ControlName): boolean {
     const { group, bit } = bitOf(name);
-    if (group === 'secondary' && !this.allows('primary.activate-secondary-controls')) return false;
-    return (this.#allowed(group).one & (1 << bit)) !== 0;
+    return (this.#allowed[group].one & (1 << bit)) !== 0;
   }
 
   /**
-   * The value of a group's VMCS field with the wanted controls and those that must be 1.
+   * The VMCS fields of all groups with the wanted controls and those that must be 1.
    * @throws MissingControlError for a control that must be 0
    */
-  value(group: ControlGroup, wanted: readonly ControlName[]): number {
-    let value = this.#allowed(group).zero;
+  values(wanted: readonly ControlName[]): Record<ControlGroup, number> {
+    const allowed = this.#allowed;
+    const values = {
+      pin: allowed.pin.zero,
+      primary: allowed.primary.zero,
+      secondary: allowed.secondary.zero,
+      exit: allowed.exit.zero,
+      entry: allowed.entry.zero,
+    };
     for (const name of wanted) {
-      const place = bitOf(name);
-      if (place.group !== group) continue;
-      if (!this.allows(name)) throw new MissingControlError(name);
-      value |= 1 << place.bit;
+      const { group, bit } = bitOf(name);
+      if ((allowed[group].one & (1 << bit)) === 0) throw new MissingControlError(name);
+      values[group] = (values[group] | (1 << bit)) >>> 0;
     }
-    return value >>> 0;
+    return values;
+  }
+
+  /** The same of one group. */
+  value(group: ControlGroup, wanted: readonly ControlName[]): number {
+    return this.values(wanted.filter((name) => bitOf(name).group === group))[group];
   }
 }
 

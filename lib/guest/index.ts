@@ -4,6 +4,7 @@ export { eoiExitBitmap, PostedInterruptDescriptor, VirtualApicPage } from './api
 export {
   type AccessSize,
   Batch,
+  CommandPages,
   type CommandResult,
   type CommandStatus,
   type EnterMode,

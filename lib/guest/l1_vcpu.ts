@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { CpuidEntry, Exit, Vcpu } from '../kvm/index.ts';
 import { abi, RecordView } from './abi.ts';
-import { type AccessSize, Batch, type CommandResult } from './batch.ts';
+import { type AccessSize, Batch, CommandPages, type CommandResult } from './batch.ts';
 import type { Image } from './elf.ts';
 import { GuestFault, GuestProtocolError, VmxError } from './errors.ts';
 import { HV_MSRS, VP_ASSIST } from './evmcs.ts';
@@ -39,6 +39,7 @@ export class L1Vcpu {
   readonly vmxonRegion: number;
   readonly #memory: ArrayBuffer;
   readonly #commands: number;
+  readonly #pages: CommandPages;
   readonly #images: { readonly l1: Image; readonly l2: Image };
   /** The L2 control page, by VMCS: where an exception in L2 leaves its record. */
   readonly #controls: Map<number, RecordView<'control'>>;
@@ -65,6 +66,7 @@ export class L1Vcpu {
     this.area = new RecordView(memory, 'cpu', places.area);
     this.vmxonRegion = places.vmxonRegion;
     this.#commands = places.commands;
+    this.#pages = new CommandPages(memory, places.commands);
     this.#images = images;
     this.#controls = controls;
   }
@@ -169,7 +171,7 @@ export class L1Vcpu {
         ),
       );
     }
-    batch.store(this.#memory, this.#commands);
+    batch.store(this.#pages);
     this.area.setU32('batch_count', batch.length);
     this.#batch = batch;
     return this.continue(options);
@@ -211,7 +213,7 @@ export class L1Vcpu {
   /** Executes a batch in which every command must succeed. @throws VmxError, GuestFault, GuestProtocolError */
   async executeAll(batch: Batch, options: RunOptions = {}): Promise<CommandResult[]> {
     const results = await this.execute(batch, options);
-    for (const result of results) this.check(result);
+    for (let i = 0; i < results.length; i += 1) if (results[i]!.status !== 'ok') this.check(results[i]!);
     return results;
   }
 
@@ -336,13 +338,14 @@ export class L1Vcpu {
   #finish(): CommandResult[] {
     const batch = this.#batch!;
     this.#batch = undefined;
-    const results = batch.results(this.#memory, this.#commands);
-    for (const [i, { command, status }] of results.entries()) {
+    const results = batch.results(this.#pages);
+    for (const i of batch.tracked) {
+      const { command, status } = results[i]!;
       if (status !== 'ok') continue;
       if (command === 'VMPTRLD') this.#current = batch.argument(i);
       else if (command === 'VMCLEAR' && this.#evmcs === batch.argument(i)) this.#evmcs = undefined;
       else if (command === 'VMCLEAR' && this.#current === batch.argument(i)) this.#current = undefined;
-      else if (command === 'VMXON' || command === 'VMXOFF') {
+      else if (command !== 'VMCLEAR') {
         this.#isInVmx = command === 'VMXON';
         this.#current = undefined;
         this.#evmcs = undefined;
@@ -371,7 +374,9 @@ export class L1Vcpu {
   #controlOfActive(): RecordView<'control'> | undefined {
     let current = this.current;
     const batch = this.#batch!;
-    for (const [i, { command, status }] of batch.results(this.#memory, this.#commands).entries()) {
+    const results = batch.results(this.#pages);
+    for (const i of batch.tracked) {
+      const { command, status } = results[i]!;
       if (command === 'VMPTRLD' && status === 'ok') current = batch.argument(i);
     }
     return current === undefined ? undefined : this.#controls.get(current);

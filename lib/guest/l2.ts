@@ -11,14 +11,14 @@ import { type ExitReason, exitReasonCode, exitReasonName } from './exit_reasons.
 import type { IoBitmap } from './io_bitmap.ts';
 import type { L1 } from './l1.ts';
 import type { L1Vcpu, RunOptions, VcpuStop } from './l1_vcpu.ts';
-import type { EnterOptions, ExitAction, ExitPolicy, L2Progress, L2Stop } from './l2_enter.ts';
+import type { EnterOptions, ExitPolicy, L2Progress, L2Stop } from './l2_enter.ts';
 import { type L2Options, L2Structures } from './l2_options.ts';
 import { controlFields, guestState } from './l2_vmcs.ts';
 import { PAGE_SIZE } from './layout.ts';
 import type { MsrBitmap } from './msr_bitmap.ts';
 import type { L2Program } from './program.ts';
 import { readExit } from './vm_exit.ts';
-import { Vmcs } from './vmcs.ts';
+import { Vmcs, type VmcsAccess, vmcsEntries } from './vmcs.ts';
 import { vmcsAccess } from './vmcs_access.ts';
 import type { VmcsField } from './vmcs_fields.ts';
 
@@ -50,6 +50,7 @@ export class L2 {
   readonly evmcs: Evmcs | undefined;
   /** EPT, bitmaps, APIC pages and MSR lists. */
   readonly structures: L2Structures;
+  readonly #access: VmcsAccess;
   readonly #controls: VmxControls;
   readonly #stackTop: number;
   /** Where the VMCS is active, or was last. */
@@ -79,7 +80,8 @@ export class L2 {
     this.control = new RecordView(memory, 'control', like?.control.gpa ?? l1.allocate());
     this.#stackTop = like ? like.#stackTop : l1.allocate(STACK_PAGES) + STACK_PAGES * PAGE_SIZE;
     if (options.evmcs) this.evmcs = new Evmcs(l1.memoryAt(this.vmcs, PAGE_SIZE), this.vmcs);
-    this.fields = new Vmcs(vmcsAccess(this));
+    this.#access = vmcsAccess(this);
+    this.fields = new Vmcs(this.#access);
     if (like) this.adopt(like);
     else this.#fill();
   }
@@ -140,24 +142,30 @@ export class L2 {
   async initialize(): Promise<void> {
     const { entry, apicAccess, fields = {}, pageTables } = this.options;
     const { l2: image } = this.l1.images;
-    const symbol = (name: string) => image.symbol(name);
-    const state = guestState({
-      entry: entry ?? image.entry,
-      stackTop: this.#stackTop,
-      control: this.control.gpa,
-      gdt: symbol('gdt'),
-      idt: symbol('idt'),
-      cr3: (pageTables ?? this.l1.pageTables).root,
-    });
-    const controls = controlFields(this.#controls, this.structures.controls);
     // L1 must see accesses to this page alone, whatever surrounds it (SDM vol. 3, 30.4.6.1)
     if (apicAccess !== undefined) this.structures.ept?.split(apicAccess);
-    const chosen = Object.entries(fields) as [VmcsField, bigint | number][];
-    if (!this.evmcs) await this.#cpu.vmclear(this.vmcs, this.area.gpa);
-    await this.load();
-    const values: Partial<Record<VmcsField, bigint | number>> = {};
-    for (const [field, value] of [...controls, ...state, ...chosen]) values[field] = value;
-    await this.fields.writeAll(values);
+    const entries = [
+      ...controlFields(this.#controls, this.structures.controls),
+      ...guestState({
+        entry: entry ?? image.entry,
+        stackTop: this.#stackTop,
+        control: this.control.gpa,
+        gdt: image.symbol('gdt'),
+        idt: image.symbol('idt'),
+        cr3: (pageTables ?? this.l1.pageTables).root,
+      }),
+      ...vmcsEntries(fields),
+    ];
+    const cpu = this.#cpu;
+    await this.#prepare(cpu);
+    if (this.evmcs) {
+      await this.load();
+      await this.#access.write(entries);
+      return;
+    }
+    const batch = new Batch().vmclear(this.vmcs, this.area.gpa);
+    await cpu.executeAll(this.#addLoading(batch, cpu).vmwrites(entries));
+    this.#loaded(cpu);
   }
 
   /** The L1 vCPU it is loaded on, or was last. */
@@ -193,7 +201,8 @@ export class L2 {
       );
     }
     await this.#prepare(cpu);
-    await cpu.executeAll(this.#loading(cpu));
+    const batch = this.#addLoading(new Batch(), cpu);
+    if (batch.length > 0) await cpu.executeAll(batch);
     this.#loaded(cpu);
   }
 
@@ -210,8 +219,7 @@ export class L2 {
     if (other && (other.evmcs || this.evmcs)) await other.vmclear();
   }
 
-  #loading(cpu: L1Vcpu): Batch {
-    const batch = new Batch();
+  #addLoading(batch: Batch, cpu: L1Vcpu): Batch {
     if (cpu.current !== this.vmcs || this.#isCleared) {
       if (cpu.vpAssist !== undefined) cpu.enlighten(batch, this.evmcs && this.vmcs);
       if (!this.evmcs) batch.vmptrld(this.vmcs);
@@ -241,7 +249,7 @@ export class L2 {
     await this.#prepare(cpu);
     this.setPolicy(policy);
     const willLaunch = mode === 'launch' || (mode === 'auto' && !this.launched);
-    const batch = this.#loading(cpu);
+    const batch = this.#addLoading(new Batch(), cpu);
     this.#entering = { index: batch.length, instruction: willLaunch ? 'VMLAUNCH' : 'VMRESUME' };
     batch.enter(this.area.gpa, mode, limit);
     return this.#take(() => cpu.start(batch, options), cpu);
@@ -280,13 +288,12 @@ export class L2 {
   /** Sets what L1 does at exits; enter() does it too. Only batches made by hand need it. */
   setPolicy(policy: ExitPolicy): void {
     const actions = this.area.bytes('policy').fill(abi.POLICY_RETURN);
-    for (const [reason, action] of Object.entries({ ...DEFAULT_POLICY, ...policy }) as [
-      ExitReason,
-      ExitAction,
-    ][]) {
+    const all: ExitPolicy = { ...DEFAULT_POLICY, ...policy };
+    for (const reason in all) {
+      const action = all[reason as ExitReason]!;
       const value = ACTIONS[action];
       if (value === undefined) throw new TypeError(`"${action}" is not an exit action`);
-      actions[exitReasonCode(reason)] = value;
+      actions[exitReasonCode(reason as ExitReason)] = value;
     }
   }
 
@@ -298,8 +305,10 @@ export class L2 {
   /** All VM exits that L1 has seen, by reason. */
   exitCounts(): Map<string, number> {
     const counts = new Map<string, number>();
-    for (const [code, count] of this.area.words('counts').entries()) {
-      if (count > 0n) counts.set(exitReasonName(code), Number(count));
+    const words = this.area.words('counts');
+    for (let code = 0; code < abi.EXIT_REASONS; code += 1) {
+      const count = words[code * 2]! + words[code * 2 + 1]! * 2 ** 32;
+      if (count > 0) counts.set(exitReasonName(code), count);
     }
     return counts;
   }

@@ -3,7 +3,8 @@
 import { abi } from './abi.ts';
 import type { ControlName, VmxControls } from './controls.ts';
 import type { MsrList } from './msr_list.ts';
-import type { VmcsField } from './vmcs_fields.ts';
+import type { VmcsEntry } from './vmcs.ts';
+import { VMCS_FIELDS as F } from './vmcs_fields.ts';
 
 /** Access rights, SDM vol. 3, 25.4.1. */
 const AR = { code: 0xa09b, data: 0xc093, tss: 0x8b, unusable: 0x1_0000 };
@@ -80,115 +81,114 @@ export function wantedControls(options: L2Controls): ControlName[] {
   return wanted;
 }
 
-type FieldValues = [VmcsField, bigint | number][];
-
 /** Control fields. @throws MissingControlError */
-export function controlFields(controls: VmxControls, options: L2Controls): FieldValues {
-  const wanted = wantedControls(options);
-  const fields: FieldValues = [
-    ['PIN_BASED_VM_EXEC_CONTROL', controls.value('pin', wanted)],
-    ['CPU_BASED_VM_EXEC_CONTROL', controls.value('primary', wanted)],
-    ['SECONDARY_VM_EXEC_CONTROL', controls.value('secondary', wanted)],
-    ['VM_EXIT_CONTROLS', controls.value('exit', wanted)],
-    ['VM_ENTRY_CONTROLS', controls.value('entry', wanted)],
-    ['EXCEPTION_BITMAP', options.exceptionBitmap ?? 0],
-    ['PAGE_FAULT_ERROR_CODE_MASK', 0],
-    ['PAGE_FAULT_ERROR_CODE_MATCH', 0],
-    ['CR3_TARGET_COUNT', 0],
-    ['VM_EXIT_MSR_STORE_COUNT', 0],
-    ['VM_EXIT_MSR_LOAD_COUNT', 0],
-    ['VM_ENTRY_MSR_LOAD_COUNT', 0],
-    ['VM_ENTRY_INTR_INFO_FIELD', 0],
-    ['CR0_GUEST_HOST_MASK', 0],
-    ['CR4_GUEST_HOST_MASK', 0],
-    ['CR0_READ_SHADOW', CR0],
-    ['CR4_READ_SHADOW', CR4],
+export function controlFields(controls: VmxControls, options: L2Controls): VmcsEntry[] {
+  const { pin, primary, secondary, exit, entry } = controls.values(wantedControls(options));
+  const fields: VmcsEntry[] = [
+    [F.PIN_BASED_VM_EXEC_CONTROL, pin],
+    [F.CPU_BASED_VM_EXEC_CONTROL, primary],
+    [F.SECONDARY_VM_EXEC_CONTROL, secondary],
+    [F.VM_EXIT_CONTROLS, exit],
+    [F.VM_ENTRY_CONTROLS, entry],
+    [F.EXCEPTION_BITMAP, options.exceptionBitmap ?? 0],
+    [F.PAGE_FAULT_ERROR_CODE_MASK, 0],
+    [F.PAGE_FAULT_ERROR_CODE_MATCH, 0],
+    [F.CR3_TARGET_COUNT, 0],
+    [F.VM_EXIT_MSR_STORE_COUNT, 0],
+    [F.VM_EXIT_MSR_LOAD_COUNT, 0],
+    [F.VM_ENTRY_MSR_LOAD_COUNT, 0],
+    [F.VM_ENTRY_INTR_INFO_FIELD, 0],
+    [F.CR0_GUEST_HOST_MASK, 0],
+    [F.CR4_GUEST_HOST_MASK, 0],
+    [F.CR0_READ_SHADOW, CR0],
+    [F.CR4_READ_SHADOW, CR4],
   ];
-  if (options.eptPointer !== undefined) fields.push(['EPT_POINTER', options.eptPointer]);
-  if (options.vpid !== undefined) fields.push(['VIRTUAL_PROCESSOR_ID', options.vpid]);
-  if (options.msrBitmap !== undefined) fields.push(['MSR_BITMAP', options.msrBitmap]);
-  if (options.apicAccess !== undefined) fields.push(['APIC_ACCESS_ADDR', options.apicAccess]);
+  if (options.eptPointer !== undefined) fields.push([F.EPT_POINTER, options.eptPointer]);
+  if (options.vpid !== undefined) fields.push([F.VIRTUAL_PROCESSOR_ID, options.vpid]);
+  if (options.msrBitmap !== undefined) fields.push([F.MSR_BITMAP, options.msrBitmap]);
+  if (options.apicAccess !== undefined) fields.push([F.APIC_ACCESS_ADDR, options.apicAccess]);
   if (options.virtualApic !== undefined) {
     fields.push(
-      ['VIRTUAL_APIC_PAGE_ADDR', options.virtualApic],
-      ['TPR_THRESHOLD', options.tprThreshold ?? 0],
+      [F.VIRTUAL_APIC_PAGE_ADDR, options.virtualApic],
+      [F.TPR_THRESHOLD, options.tprThreshold ?? 0],
     );
   }
   if (options.ioBitmap !== undefined) {
-    fields.push(['IO_BITMAP_A', options.ioBitmap], ['IO_BITMAP_B', options.ioBitmap + 4096]);
+    fields.push([F.IO_BITMAP_A, options.ioBitmap], [F.IO_BITMAP_B, options.ioBitmap + 4096]);
   }
-  if (options.virtualInterrupts) fields.push(['GUEST_INTR_STATUS', 0]);
+  if (options.virtualInterrupts) fields.push([F.GUEST_INTR_STATUS, 0]);
   if (options.postedInterrupts) {
     const { vector, descriptor } = options.postedInterrupts;
-    fields.push(['POSTED_INTR_NV', vector], ['POSTED_INTR_DESC_ADDR', descriptor]);
+    fields.push([F.POSTED_INTR_NV, vector], [F.POSTED_INTR_DESC_ADDR, descriptor]);
   }
   for (const [i, word] of options.eoiExitBitmap?.entries() ?? []) {
-    fields.push([`EOI_EXIT_BITMAP${i as 0 | 1 | 2 | 3}`, word]);
+    fields.push([F[`EOI_EXIT_BITMAP${i as 0 | 1 | 2 | 3}`], word]);
   }
   if (options.preemptionTimer !== undefined) {
-    fields.push(['VMX_PREEMPTION_TIMER_VALUE', options.preemptionTimer]);
+    fields.push([F.VMX_PREEMPTION_TIMER_VALUE, options.preemptionTimer]);
   }
   const { entryLoadMsrs, exitStoreMsrs, exitLoadMsrs } = options;
   if (entryLoadMsrs) {
     fields.push(
-      ['VM_ENTRY_MSR_LOAD_ADDR', entryLoadMsrs.gpa],
-      ['VM_ENTRY_MSR_LOAD_COUNT', entryLoadMsrs.length],
+      [F.VM_ENTRY_MSR_LOAD_ADDR, entryLoadMsrs.gpa],
+      [F.VM_ENTRY_MSR_LOAD_COUNT, entryLoadMsrs.length],
     );
   }
   if (exitStoreMsrs) {
     fields.push(
-      ['VM_EXIT_MSR_STORE_ADDR', exitStoreMsrs.gpa],
-      ['VM_EXIT_MSR_STORE_COUNT', exitStoreMsrs.length],
+      [F.VM_EXIT_MSR_STORE_ADDR, exitStoreMsrs.gpa],
+      [F.VM_EXIT_MSR_STORE_COUNT, exitStoreMsrs.length],
     );
   }
   if (exitLoadMsrs) {
-    fields.push(['VM_EXIT_MSR_LOAD_ADDR', exitLoadMsrs.gpa], ['VM_EXIT_MSR_LOAD_COUNT', exitLoadMsrs.length]);
+    fields.push([F.VM_EXIT_MSR_LOAD_ADDR, exitLoadMsrs.gpa], [F.VM_EXIT_MSR_LOAD_COUNT, exitLoadMsrs.length]);
   }
   return fields;
 }
 
-/** 64-bit mode at CPL 0, flat segments, interrupts on. */
-export function guestState(places: L2Places): FieldValues {
-  const fields: FieldValues = [];
-  for (const segment of ['ES', 'SS', 'DS', 'FS', 'GS', 'CS'] as const) {
-    const isCode = segment === 'CS';
-    fields.push(
-      [`GUEST_${segment}_SELECTOR`, isCode ? abi.SELECTOR_CODE : abi.SELECTOR_DATA],
-      [`GUEST_${segment}_LIMIT`, 0xffff_ffff],
-      [`GUEST_${segment}_AR_BYTES`, isCode ? AR.code : AR.data],
-      [`GUEST_${segment}_BASE`, segment === 'GS' ? places.control : 0],
-    );
-  }
-  fields.push(
-    ['GUEST_LDTR_SELECTOR', 0],
-    ['GUEST_LDTR_LIMIT', 0],
-    ['GUEST_LDTR_AR_BYTES', AR.unusable],
-    ['GUEST_LDTR_BASE', 0],
-    ['GUEST_TR_SELECTOR', abi.SELECTOR_TSS],
-    ['GUEST_TR_LIMIT', 0x67],
-    ['GUEST_TR_AR_BYTES', AR.tss],
-    ['GUEST_TR_BASE', 0],
-    ['GUEST_GDTR_BASE', places.gdt.address],
-    ['GUEST_GDTR_LIMIT', places.gdt.size - 1],
-    ['GUEST_IDTR_BASE', places.idt.address],
-    ['GUEST_IDTR_LIMIT', places.idt.size - 1],
-    ['GUEST_CR0', CR0],
-    ['GUEST_CR3', places.cr3],
-    ['GUEST_CR4', CR4],
-    ['GUEST_DR7', 0x400],
-    ['GUEST_RSP', places.stackTop],
-    ['GUEST_RIP', places.entry],
-    ['GUEST_RFLAGS', RFLAGS],
-    ['GUEST_IA32_EFER', EFER],
-    ['GUEST_IA32_PAT', PAT],
-    ['GUEST_IA32_DEBUGCTL', 0],
-    ['GUEST_SYSENTER_CS', 0],
-    ['GUEST_SYSENTER_ESP', 0],
-    ['GUEST_SYSENTER_EIP', 0],
-    ['GUEST_INTERRUPTIBILITY_INFO', 0],
-    ['GUEST_ACTIVITY_STATE', 0],
-    ['GUEST_PENDING_DBG_EXCEPTIONS', 0],
-    ['VMCS_LINK_POINTER', NO_LINK],
-  );
-  return fields;
+/** 64-bit mode at CPL 0, flat segments, interrupts on: what is the same for every L2. */
+const FLAT: readonly VmcsEntry[] = [
+  ...(['ES', 'SS', 'DS', 'FS', 'GS', 'CS'] as const).flatMap((segment): VmcsEntry[] => [
+    [F[`GUEST_${segment}_SELECTOR`], segment === 'CS' ? abi.SELECTOR_CODE : abi.SELECTOR_DATA],
+    [F[`GUEST_${segment}_LIMIT`], 0xffff_ffff],
+    [F[`GUEST_${segment}_AR_BYTES`], segment === 'CS' ? AR.code : AR.data],
+    [F[`GUEST_${segment}_BASE`], 0],
+  ]),
+  [F.GUEST_LDTR_SELECTOR, 0],
+  [F.GUEST_LDTR_LIMIT, 0],
+  [F.GUEST_LDTR_AR_BYTES, AR.unusable],
+  [F.GUEST_LDTR_BASE, 0],
+  [F.GUEST_TR_SELECTOR, abi.SELECTOR_TSS],
+  [F.GUEST_TR_LIMIT, 0x67],
+  [F.GUEST_TR_AR_BYTES, AR.tss],
+  [F.GUEST_TR_BASE, 0],
+  [F.GUEST_CR0, CR0],
+  [F.GUEST_CR4, CR4],
+  [F.GUEST_DR7, 0x400],
+  [F.GUEST_RFLAGS, RFLAGS],
+  [F.GUEST_IA32_EFER, EFER],
+  [F.GUEST_IA32_PAT, PAT],
+  [F.GUEST_IA32_DEBUGCTL, 0],
+  [F.GUEST_SYSENTER_CS, 0],
+  [F.GUEST_SYSENTER_ESP, 0],
+  [F.GUEST_SYSENTER_EIP, 0],
+  [F.GUEST_INTERRUPTIBILITY_INFO, 0],
+  [F.GUEST_ACTIVITY_STATE, 0],
+  [F.GUEST_PENDING_DBG_EXCEPTIONS, 0],
+  [F.VMCS_LINK_POINTER, NO_LINK],
+];
+
+/** Guest state. */
+export function guestState(places: L2Places): VmcsEntry[] {
+  return [
+    ...FLAT,
+    [F.GUEST_GS_BASE, places.control],
+    [F.GUEST_GDTR_BASE, places.gdt.address],
+    [F.GUEST_GDTR_LIMIT, places.gdt.size - 1],
+    [F.GUEST_IDTR_BASE, places.idt.address],
+    [F.GUEST_IDTR_LIMIT, places.idt.size - 1],
+    [F.GUEST_CR3, places.cr3],
+    [F.GUEST_RSP, places.stackTop],
+    [F.GUEST_RIP, places.entry],
+  ];
 }

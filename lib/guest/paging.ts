@@ -43,6 +43,10 @@ interface Bits {
   readonly present: bigint;
 }
 
+/** Tables of 2 MiB pages by the 1 GiB page they stand for: every L1 that boots makes the same. */
+const tables = new Map<bigint, Uint32Array>();
+const MOST_TABLES = 16;
+
 /** What page tables and EPT have in common. */
 export abstract class PagingTree {
   /** Guest-physical address of the top table. */
@@ -136,10 +140,16 @@ export abstract class PagingTree {
     const high = Number(bits >> 32n);
     const start = Number(large & ADDRESS_MASK);
     const words = new Uint32Array(this.#view.buffer, table, ENTRIES * 2);
+    const known = level === 2 ? tables.get(large) : undefined;
+    if (known) {
+      words.set(known);
+      return;
+    }
     // What a large page covers does not cross 4 GiB.
     words.fill(Math.floor(start / WORD) + high);
     const step = reach(level);
     for (let i = 0, word = (start % WORD) + low; i < ENTRIES * 2; i += 2, word += step) words[i] = word;
+    if (level === 2 && tables.size < MOST_TABLES) tables.set(large, words.slice());
   }
 
   /** Puts any 64 bits into the entry of the page of this size at an address, sensible or not. */

@@ -37,7 +37,7 @@ export function readExit(area: RecordView<'l2'>): VmExit {
   const reason = exit.u32('reason');
   const code = reason & 0xffff;
   const registers = {} as Record<RegisterName, bigint>;
-  for (const [i, name] of REGISTERS.entries()) registers[name] = area.u64('regs', i);
+  for (let i = 0; i < REGISTERS.length; i += 1) registers[REGISTERS[i]!] = area.u64('regs', i);
   registers.rsp = exit.u64('rsp');
   const raw = {
     reason: exitReasonName(code),

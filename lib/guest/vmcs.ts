@@ -2,12 +2,15 @@
 import type { CommandResult } from './batch.ts';
 import { VMCS_FIELD_NAMES, type VmcsField, vmcsEncoding, vmcsFieldInfo } from './vmcs_fields.ts';
 
+/** A field and what to write to it, known to fit. */
+export type VmcsEntry = readonly [encoding: number, value: bigint | number];
+
 /** How the fields of one L2 are reached: VMREAD and VMWRITE in L1, or the memory of an enlightened VMCS. */
 export interface VmcsAccess {
   /** One result for each encoding; a field that does not exist is one that is not `ok`. */
   read(encodings: readonly number[]): Promise<Pick<CommandResult, 'status' | 'values'>[]>;
   /** All in one batch, in this order; the first that fails throws. */
-  write(entries: readonly (readonly [encoding: number, value: bigint])[]): Promise<void>;
+  write(entries: readonly VmcsEntry[]): Promise<void>;
   /** Turns a failed read into its error. */
   check(result: Pick<CommandResult, 'status' | 'values'>, field: number): void;
 }
@@ -63,16 +66,19 @@ export class Vmcs {
 
   /** Several fields, in the order of the object's keys. */
   async writeAll(values: VmcsValues): Promise<void> {
-    await this.#access.write(
-      (Object.entries(values) as [VmcsField, bigint | number][]).map(([field, value]) =>
-        checked(field, value),
-      ),
-    );
+    await this.#access.write(vmcsEntries(values));
   }
 }
 
+/** Fields by name as they will be written. @throws RangeError for a value that the field's width cannot hold */
+export function vmcsEntries(values: VmcsValues): VmcsEntry[] {
+  return (Object.entries(values) as [VmcsField, bigint | number][]).map(([field, value]) =>
+    checked(field, value),
+  );
+}
+
 /** @throws RangeError for a value that the field's width cannot hold */
-function checked(field: VmcsField | number, value: bigint | number): readonly [number, bigint] {
+function checked(field: VmcsField | number, value: bigint | number): VmcsEntry {
   const { encoding, width } = vmcsFieldInfo(field);
   const bits = width === 'natural' ? 64 : width;
   const wanted = BigInt(value);

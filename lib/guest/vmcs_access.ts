@@ -26,9 +26,7 @@ function byInstructions(owner: VmcsOwner): VmcsAccess {
     },
     async write(entries) {
       await owner.load();
-      const batch = new Batch();
-      for (const [encoding, value] of entries) batch.vmwrite(encoding, value);
-      await owner.cpu.executeAll(batch);
+      await owner.cpu.executeAll(new Batch().vmwrites(entries));
     },
     check(result) {
       owner.cpu.check({ command: 'VMREAD', ...result });
@@ -46,7 +44,7 @@ function inMemory(evmcs: Evmcs): VmcsAccess {
       );
     },
     async write(entries) {
-      for (const [encoding, value] of entries) evmcs.write(encoding, value);
+      for (const [encoding, value] of entries) evmcs.write(encoding, BigInt(value));
     },
     check({ status }, encoding) {
       if (status !== 'ok') {

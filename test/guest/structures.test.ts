@@ -4,6 +4,8 @@ import { Ept } from '../../lib/guest/ept.ts';
 import { evmcsMap, evmcsMapIndex } from '../../lib/guest/evmcs.ts';
 import { exitDetail } from '../../lib/guest/exit_detail.ts';
 import {
+  Batch,
+  CommandPages,
   decodeEvent,
   EVMCS_FIELDS,
   EVMCS_WORDS,
@@ -43,6 +45,26 @@ test('an I/O bitmap: bit n of the two pages is port n', () => {
     true,
   ]);
   expect(() => bitmap.intercept(0xffff, 2)).toThrow('there is no port 0x10000');
+});
+
+test('a batch: the records of its commands, and their results', () => {
+  const buffer = memory();
+  const places = new CommandPages(buffer, 4096);
+  new Uint8Array(buffer).fill(0xee, 4096, 4096 + 3 * 64);
+  const batch = new Batch().vmwrite('GUEST_CR3', 0x12_3456_7890).wrmsr(0x10, -2n).keepGoing().rdtsc();
+  batch.store(places);
+  const bytes = Buffer.from(buffer);
+  const record = (index: number) => bytes.toString('hex', 4096 + index * 64, 4160 + index * 64);
+  expect(record(0)).toBe(`0700000000000000${'0268000000000000'}${'9078563412000000'}${'00'.repeat(40)}`);
+  expect(record(1)).toBe(`0d00010000000000${'1000000000000000'}${'feffffffffffffff'}${'00'.repeat(40)}`);
+  expect(record(2)).toBe(`16000000${'00'.repeat(60)}`);
+  for (const [index, status] of [1, 4, 1].entries()) bytes.writeUInt32LE(status, 4096 + index * 64 + 4);
+  for (const index of [1, 2]) bytes.writeBigUInt64LE(13n, 4096 + index * 64 + 40);
+  expect(batch.results(places)).toEqual([
+    { command: 'VMWRITE', status: 'ok', values: [0n, 0n, 0n] },
+    { command: 'WRMSR', status: 'fault', values: [13n, 0n, 0n] },
+    { command: 'RDTSC', status: 'ok', values: [13n, 0n, 0n] },
+  ]);
 });
 
 test('a posted-interrupt descriptor: PIR, ON, SN, NV, NDST at their places', () => {
@@ -105,6 +127,19 @@ describe('paging', () => {
       table = Number(entry & 0xf_ffff_ffff_f000n);
     }
   }
+
+  // First of all: what a tree may share with others is made with the first
+  test('a second tree is like the first when that was new', () => {
+    const buffer = memory();
+    const allocate = pages();
+    const first = new Ept(buffer, allocate, {});
+    first.unmap(0xffe0_0000, '2M');
+    const second = new Ept(buffer, allocate, {});
+    expect(walk(buffer, first.root, 0xffe0_0000)).toEqual({ level: 2, entry: 0n });
+    expect(walk(buffer, second.root, 0xffe0_0000)).toEqual({ level: 2, entry: 0xffe0_00b7n });
+    const tables = new PageTables(buffer, allocate, {});
+    expect(walk(buffer, tables.root, 0xffe0_0000)).toEqual({ level: 2, entry: 0xffe0_00e3n });
+  });
 
   test('an EPT maps 4 GiB to itself; pages are split, moved, protected and broken one at a time', () => {
     const buffer = memory();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect } from 'vitest';
+import { decodeSregs, patchSregs, SREGS_SIZE } from '../../lib/kvm/abi/regs.ts';
 import {
   KvmMsrError,
   KvmUnsupportedError,
@@ -82,6 +83,22 @@ describe('vCPU state', () => {
       gdt: { base: 0x5000n, limit: 0x27 },
       cr8: 3n,
     });
+  });
+
+  test('a segment is struct kvm_segment, its fields in their places', () => {
+    const bytes = new Uint8Array(SREGS_SIZE);
+    const ds = { base: 0x1122n, limit: 0x3344_5566, selector: 0x7788, type: 1, present: 2, dpl: 3 };
+    const rest = { db: 4, s: 5, l: 6, g: 7, avl: 8, unusable: 9 };
+    patchSregs(bytes, { ds: { ...ds, ...rest } });
+    expect(Buffer.from(bytes).toString('hex', 24, 48)).toBe(
+      '221100000000000066554433887701020304050607080900',
+    );
+    expect(decodeSregs(bytes).ds).toEqual({ ...ds, ...rest });
+    const refused = (patch: object) => () => patchSregs(bytes, { ds: patch });
+    expect(refused({ type: 256 })).toThrow('ds.type must be an integer from 0 to 255, not 256');
+    expect(refused({ limit: -1 })).toThrow('ds.limit must be an integer from 0 to 4294967295, not -1');
+    expect(refused({ g: '1' })).toThrow('ds.g must be a number, not string');
+    expect(refused({ dpk: 0 })).toThrow('ds.dpk is not a field of a segment');
   });
 
   test('CR8 set here survives a run', async ({ vm }) => {

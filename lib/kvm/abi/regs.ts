@@ -129,7 +129,20 @@ export interface DescriptorTable {
 const SEGMENT_NAMES = ['cs', 'ds', 'es', 'fs', 'gs', 'ss', 'tr', 'ldt'] as const;
 const TABLE_NAMES = ['gdt', 'idt'] as const;
 const WORD_NAMES = ['cr0', 'cr2', 'cr3', 'cr4', 'cr8', 'efer', 'apicBase'] as const;
-const BYTE_NAMES = ['type', 'present', 'dpl', 'db', 's', 'l', 'g', 'avl', 'unusable'] as const;
+const SEGMENT_FIELDS: ReadonlySet<string> = new Set([
+  'base',
+  'limit',
+  'selector',
+  'type',
+  'present',
+  'dpl',
+  'db',
+  's',
+  'l',
+  'g',
+  'avl',
+  'unusable',
+]);
 
 /** struct kvm_sregs. */
 export type Sregs = Record<(typeof SEGMENT_NAMES)[number], Segment> &
@@ -167,13 +180,20 @@ function decodeCommon(view: DataView): Sregs {
   const sregs = {} as Sregs;
   for (const [index, name] of SEGMENT_NAMES.entries()) {
     const at = index * SEGMENT_SIZE;
-    const segment = {
+    sregs[name] = {
       base: view.getBigUint64(at, true),
       limit: view.getUint32(at + 8, true),
       selector: view.getUint16(at + 12, true),
-    } as Segment;
-    for (const [offset, field] of BYTE_NAMES.entries()) segment[field] = view.getUint8(at + 14 + offset);
-    sregs[name] = segment;
+      type: view.getUint8(at + 14),
+      present: view.getUint8(at + 15),
+      dpl: view.getUint8(at + 16),
+      db: view.getUint8(at + 17),
+      s: view.getUint8(at + 18),
+      l: view.getUint8(at + 19),
+      g: view.getUint8(at + 20),
+      avl: view.getUint8(at + 21),
+      unusable: view.getUint8(at + 22),
+    };
   }
   for (const [index, name] of TABLE_NAMES.entries()) {
     const at = TABLES_AT + index * 16;
@@ -207,16 +227,42 @@ function includes<T extends string>(names: readonly T[], name: string): name is 
   return (names as readonly string[]).includes(name);
 }
 
-function patchSegment(view: DataView, at: number, name: string, patch: Partial<Segment>): void {
-  for (const [field, value] of Object.entries(patch)) {
-    const what = `${name}.${field}`;
-    if (field === 'base') view.setBigUint64(at, checkU64(what, value), true);
-    else if (field === 'limit') view.setUint32(at + 8, checkInteger(what, value, 0, 0xffffffff), true);
-    else if (field === 'selector') view.setUint16(at + 12, checkInteger(what, value, 0, 0xffff), true);
-    else if (includes(BYTE_NAMES, field)) {
-      view.setUint8(at + 14 + BYTE_NAMES.indexOf(field), checkInteger(what, value, 0, 0xff));
-    } else throw new TypeError(`${what} is not a field of a segment`);
+/** Writes a field that is given; checked without making its name, which costs more than all the rest. */
+function patchNumber(
+  view: DataView,
+  at: number,
+  size: 1 | 2 | 4,
+  name: string,
+  field: string,
+  value: number | undefined,
+): void {
+  if (value === undefined) return;
+  const most = size === 1 ? 0xff : size === 2 ? 0xffff : 0xffff_ffff;
+  if (!Number.isInteger(value) || value < 0 || value > most) {
+    checkInteger(`${name}.${field}`, value, 0, most);
   }
+  if (size === 1) view.setUint8(at, value);
+  else if (size === 2) view.setUint16(at, value, true);
+  else view.setUint32(at, value, true);
+}
+
+/** One field after the other: a loop over names takes ten times as long. */
+function patchSegment(view: DataView, at: number, name: string, patch: Partial<Segment>): void {
+  for (const field in patch) {
+    if (!SEGMENT_FIELDS.has(field)) throw new TypeError(`${name}.${field} is not a field of a segment`);
+  }
+  if (patch.base !== undefined) view.setBigUint64(at, checkU64(`${name}.base`, patch.base), true);
+  patchNumber(view, at + 8, 4, name, 'limit', patch.limit);
+  patchNumber(view, at + 12, 2, name, 'selector', patch.selector);
+  patchNumber(view, at + 14, 1, name, 'type', patch.type);
+  patchNumber(view, at + 15, 1, name, 'present', patch.present);
+  patchNumber(view, at + 16, 1, name, 'dpl', patch.dpl);
+  patchNumber(view, at + 17, 1, name, 'db', patch.db);
+  patchNumber(view, at + 18, 1, name, 's', patch.s);
+  patchNumber(view, at + 19, 1, name, 'l', patch.l);
+  patchNumber(view, at + 20, 1, name, 'g', patch.g);
+  patchNumber(view, at + 21, 1, name, 'avl', patch.avl);
+  patchNumber(view, at + 22, 1, name, 'unusable', patch.unusable);
 }
 
 function patchFour(view: DataView, at: number, name: string, value: unknown): void {

@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // struct kvm_nested_state as data, and an L1 that goes on wherever its state was put.
-import { abiPorts, Batch, exitReasonName, type L1, type L2, RecordView } from '../../guest/index.ts';
+import {
+  abiPorts,
+  Batch,
+  CommandPages,
+  exitReasonName,
+  type L1,
+  type L2,
+  RecordView,
+} from '../../guest/index.ts';
 import { KvmError, KvmUnsupportedError, type Vcpu, type VcpuSnapshot } from '../../kvm/index.ts';
 import { hex } from './common.ts';
 
@@ -204,7 +212,7 @@ export class Copy {
   }
 
   async #command(batch: Batch, signal: AbortSignal): Promise<string> {
-    batch.store(this.memory, Number(this.#cpu.u64('commands')));
+    batch.store(new CommandPages(this.memory, Number(this.#cpu.u64('commands'))));
     this.#cpu.setU32('batch_count', batch.length);
     return this.run(signal);
   }
