@@ -43,12 +43,12 @@ export function isFailure(result: TestResult): boolean {
   return result.verdict !== 'pass' && result.verdict !== 'skip';
 }
 
-/** Runs tests in order on this machine, telling each start and result as it happens. */
+/** Runs tests in order on this machine, telling each start and result as it happens; a test begins when that is told. */
 export async function runHere(
   tests: readonly Selftest[],
   probe: HostProbe,
   options: RunOptions,
-  emit: (event: RunEvent) => void,
+  emit: (event: RunEvent) => unknown,
   from: Cursor = { iteration: 1, index: 0 },
 ): Promise<TestResult[]> {
   const results: TestResult[] = [];
@@ -62,7 +62,7 @@ export async function runHere(
       if (!wanted) break;
       for (const test of tests.slice(index)) {
         options.signal?.throwIfAborted();
-        emit({ event: 'start', id: test.id, iteration });
+        await emit({ event: 'start', id: test.id, iteration });
         const found = await runOne(test, iteration, probe, options, log);
         options.signal?.throwIfAborted();
         for (const result of found) {
