@@ -289,11 +289,11 @@ export class L1 implements AsyncDisposable {
   /** The VMX controls as L1 itself reads them. @throws MissingControlError when L1's CPU has no VMX */
   async controls(): Promise<VmxControls> {
     if (this.#controls) return this.#controls;
-    const cpu = this.cpu(0);
-    if (((await cpu.cpuid(1)).ecx & CPUID_VMX) === 0) throw new MissingControlError('VMX');
-    const batch = new Batch();
+    const batch = new Batch().cpuid(1);
     for (const msr of VMX_CAPABILITY_MSRS) batch.rdmsr(msr).keepGoing();
-    const results = await cpu.execute(batch);
+    const [leaf, ...results] = await this.cpu(0).execute(batch);
+    const ecx = Number(leaf!.values[1] & 0xffff_ffffn);
+    if ((ecx & CPUID_VMX) === 0) throw new MissingControlError('VMX');
     const values = new Map<number, bigint>();
     for (const [i, msr] of VMX_CAPABILITY_MSRS.entries()) {
       if (results[i]!.status === 'ok') values.set(msr, results[i]!.values[0]);
