@@ -156,13 +156,13 @@ export class L2 {
       }),
       ...vmcsEntries(fields),
     ];
-    const cpu = this.#cpu;
-    await this.#prepare(cpu);
     if (this.evmcs) {
       await this.load();
       await this.#access.write(entries);
       return;
     }
+    const cpu = this.#cpu;
+    await this.#prepare(cpu);
     const batch = new Batch().vmclear(this.vmcs, this.area.gpa);
     await cpu.executeAll(this.#addLoading(batch, cpu).vmwrites(entries));
     this.#loaded(cpu);

@@ -152,14 +152,29 @@ function makeMsrBitmap({ allocate, at }: L2Host, where: boolean | number = false
   return where === false ? undefined : new MsrBitmap(at, typeof where === 'number' ? where : allocate());
 }
 
-function checkOptions({ vpid, tprThreshold, preemptionTimer, postedInterrupts }: L2Options): void {
-  const whole = (value: number | undefined, min: number, max: number, what: string) => {
-    if (value !== undefined && (!Number.isSafeInteger(value) || value < min || value > max)) {
+/** Of what goes into the VMCS: VMWRITE drops bits that a field does not have. */
+function checkOptions(options: L2Options): void {
+  const { vpid, tprThreshold, preemptionTimer, postedInterrupts, exceptionBitmap, apicAccess } = options;
+  const { virtualApic, msrBitmap, entry } = options;
+  const whole = (
+    what: string,
+    value: number | boolean | undefined,
+    max = Number.MAX_SAFE_INTEGER,
+    min = 0,
+  ) => {
+    if (value === undefined || typeof value === 'boolean') return;
+    if (!Number.isSafeInteger(value) || value < min || value > max) {
       throw new RangeError(`${what} is between ${min} and ${max}, not ${value}`);
     }
   };
-  whole(vpid, 1, 0xffff, 'a VPID');
-  whole(tprThreshold, 0, 15, 'a TPR threshold');
-  whole(preemptionTimer, 0, 0xffff_ffff, 'the preemption timer');
-  whole(postedInterrupts?.vector, 0, 255, 'a notification vector');
+  whole('a VPID', vpid, 0xffff, 1);
+  whole('a TPR threshold', tprThreshold, 15);
+  whole('the preemption timer', preemptionTimer, 0xffff_ffff);
+  whole('a notification vector', postedInterrupts?.vector, 255);
+  whole('the exception bitmap', exceptionBitmap, 0xffff_ffff);
+  whole("the posted-interrupt descriptor's address", postedInterrupts?.descriptor);
+  whole("the APIC-access page's address", apicAccess);
+  whole("the virtual-APIC page's address", virtualApic);
+  whole("the MSR bitmap's address", msrBitmap);
+  whole('the entry point', entry);
 }

@@ -18,6 +18,7 @@ import {
   vmcsFieldInfo,
 } from '../../lib/guest/index.ts';
 import { IoBitmap } from '../../lib/guest/io_bitmap.ts';
+import { type L2Options, L2Structures } from '../../lib/guest/l2_options.ts';
 import { PageTables } from '../../lib/guest/paging.ts';
 
 const memory = () => new ArrayBuffer(64 * 4096);
@@ -113,6 +114,25 @@ test('events to inject and events seen are the same 32 bits', () => {
   });
   expect(decodeEvent(0x0000_0b0e, 7)).toBeUndefined();
   expect(() => encodeEvent({ type: 'nmi', vector: 256 })).toThrow(RangeError);
+});
+
+test('options that their VMCS field cannot hold', () => {
+  const buffer = memory();
+  const host = { memory: buffer, allocate: pages(), at: at(buffer), ept: new Ept(buffer, pages(), {}) };
+  const made = (options: L2Options) => () => new L2Structures(host, options);
+  expect(made({ exceptionBitmap: 2 ** 32 })).toThrow('the exception bitmap is between 0 and 4294967295');
+  expect(made({ vpid: 0x1_0000 })).toThrow('a VPID is between 1 and 65535, not 65536');
+  expect(made({ tprThreshold: 16 })).toThrow('a TPR threshold is between 0 and 15, not 16');
+  expect(made({ preemptionTimer: -1 })).toThrow('the preemption timer is between 0 and 4294967295');
+  expect(made({ postedInterrupts: { vector: 256 } })).toThrow('a notification vector is between 0 and 255');
+  const badAddresses: L2Options[] = [
+    { apicAccess: -4096 },
+    { virtualApic: 1.5 },
+    { msrBitmap: 2 ** 53 },
+    { entry: -1 },
+  ];
+  badAddresses.push({ postedInterrupts: { vector: 1, descriptor: -64 } });
+  for (const options of badAddresses) expect(made(options)).toThrow(/is between 0 and 9007199254740991, not/);
 });
 
 describe('paging', () => {
