@@ -85,7 +85,8 @@ export function prebuild(say, folder = join(ROOT, 'prebuilds')) {
       dirname(folder),
     ],
     'prebuildify',
-    { ...nodeHeaders(), JOBS: 'max' },
+    // Its own temporary folder stays behind elsewhere.
+    { ...nodeHeaders(), JOBS: 'max', TMPDIR: work },
     work,
   );
   rmSync(work, { recursive: true });
