@@ -107,6 +107,33 @@ describe.skipIf(!lab.possible)('a machine that dies under a test', { timeout: 60
     ]);
   });
 
+  test('what tests say before one that may end the machine is out when it begins', async () => {
+    const ids = ['hazard/talkative', 'hazard/panic', 'hazard/after'];
+    const program = `import { writeFileSync } from 'node:fs';
+import { runAgent } from './agent.js';
+import { selftest } from './engine/define.js';
+const bodies = {
+  'hazard/talkative': async () => ({ observed: {}, evidence: { text: 'x'.repeat(3000) } }),
+  'hazard/panic': async () => writeFileSync('/proc/sysrq-trigger', 'c'),
+  'hazard/after': async () => ({ observed: {} }),
+};
+await runAgent(() => Object.entries(bodies).map(([id, body]) => selftest({
+  id, title: id, requires: [], expectations: { any: {} }, body, hazard: id === 'hazard/panic' ? 'host-crash' : 'none',
+})));
+`;
+    const { results } = await runInLabMachine(
+      ids.map((id) => named(id)),
+      { seed: 1, expect: 'auto', lab: { program } },
+      () => {},
+    );
+    expect(results.map((result) => [result.id, result.verdict])).toEqual([
+      ['hazard/talkative', 'pass'],
+      ['hazard/panic', 'crash'],
+      ['hazard/after', 'pass'],
+    ]);
+    expect(results[0]?.evidence).toMatchObject({ text: 'x'.repeat(3000) });
+  });
+
   test('a machine that says nothing more is stopped: crash; a test process or a machine that ends is an error', async () => {
     const { results } = await run(['hang', 'quit', 'off', 'after']);
     expect(results.map((result) => result.verdict)).toEqual(['crash', 'error', 'error', 'pass']);
