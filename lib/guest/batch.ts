@@ -52,12 +52,15 @@ const COMMAND_NAMES = [
 ] as const satisfies readonly (keyof typeof abi)[];
 type CommandName = (typeof COMMAND_NAMES)[number];
 
+/** Those that change which VMCS is current. */
+const TRACKED: readonly CommandName[] = ['VMXON', 'VMXOFF', 'VMCLEAR', 'VMPTRLD'];
 /** Those that leave nothing in their record when they succeed. */
-const SILENT: readonly CommandName[] = ['VMXON', 'VMXOFF', 'VMCLEAR', 'VMPTRLD', 'VMWRITE', 'HOST_STATE'];
+const SILENT: readonly CommandName[] = [...TRACKED, 'VMWRITE', 'HOST_STATE'];
 
 interface Kind {
   readonly name: CommandName;
   readonly code: number;
+  readonly isTracked: boolean;
   /** The result of every one that succeeds, where that is always the same. */
   readonly done: CommandResult | undefined;
 }
@@ -66,7 +69,8 @@ const NOTHING = Object.freeze([0n, 0n, 0n] as const);
 const KINDS = Object.fromEntries(
   COMMAND_NAMES.map((name): [CommandName, Kind] => {
     const done: CommandResult = Object.freeze({ command: name, status: 'ok', values: NOTHING });
-    return [name, { name, code: abi[name], done: SILENT.includes(name) ? done : undefined }];
+    const isTracked = TRACKED.includes(name);
+    return [name, { name, code: abi[name], isTracked, done: SILENT.includes(name) ? done : undefined }];
   }),
 ) as Record<CommandName, Kind>;
 
@@ -150,13 +154,8 @@ export class Batch {
     if (commands.length + every.length > abi.MAX_COMMANDS) {
       throw new RangeError(`a batch holds at most ${abi.MAX_COMMANDS} commands`);
     }
+    if (kind.isTracked) this.tracked.push(commands.length);
     for (let i = 0; i < every.length; i += 1) commands.push({ kind, args: every[i]!, flags: 0 });
-  }
-
-  #addTracked(name: CommandName, ...args: number[]): this {
-    this.#add(name, ...args);
-    this.tracked.push(this.#commands.length - 1);
-    return this;
   }
 
   /** The batch goes on even if the command added last fails. */
@@ -169,20 +168,20 @@ export class Batch {
 
   /** The feature-control lock and the fixed bits of CR0 and CR4 first, then VMXON. */
   vmxon(region: number): this {
-    return this.#addTracked('VMXON', region);
+    return this.#add('VMXON', region);
   }
 
   vmxoff(): this {
-    return this.#addTracked('VMXOFF');
+    return this.#add('VMXOFF');
   }
 
   /** @param area the L2's area, whose launch state becomes "clear"; 0 for a bare VMCS */
   vmclear(vmcs: number, area = 0): this {
-    return this.#addTracked('VMCLEAR', vmcs, area);
+    return this.#add('VMCLEAR', vmcs, area);
   }
 
   vmptrld(vmcs: number): this {
-    return this.#addTracked('VMPTRLD', vmcs);
+    return this.#add('VMPTRLD', vmcs);
   }
 
   vmptrst(): this {
