@@ -14,6 +14,21 @@ export function checkInteger(
   return value;
 }
 
+/**
+ * The same of a field of something, from 0 on. Its name, which costs more than all the rest, is made for the error only.
+ * @param index which of several
+ */
+export function checkField(
+  owner: string,
+  field: string,
+  value: number,
+  high: number,
+  index?: number,
+): number {
+  if (Number.isInteger(value) && value >= 0 && value <= high) return value;
+  return checkInteger(`${owner}${index === undefined ? '' : ` ${index}`}.${field}`, value, 0, high);
+}
+
 /** Throws TypeError unless `value` is a bigint, RangeError unless it fits 64 bits unsigned. */
 export function checkU64(name: string, value: unknown): bigint {
   if (typeof value !== 'bigint') throw new TypeError(`${name} must be a bigint, not ${describeType(value)}`);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { checkInteger, checkObject } from '../check.ts';
+import { checkField, checkObject } from '../check.ts';
 
 /** struct kvm_cpuid_entry2. `flags` bit 0: `index` (ECX) matters for this leaf. */
 export interface CpuidEntry {
@@ -23,10 +23,8 @@ export function cpuidBuffer(count: number): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** Checked without making the name, which costs more than all the rest. */
 function word(index: number, field: keyof CpuidEntry, value: number): number {
-  if (Number.isInteger(value) && value >= 0 && value <= 0xffffffff) return value;
-  return checkInteger(`cpuid entry ${index}.${field}`, value, 0, 0xffffffff);
+  return checkField('cpuid entry', field, value, 0xffff_ffff, index);
 }
 
 export function encodeCpuid(entries: readonly CpuidEntry[]): Uint8Array {
